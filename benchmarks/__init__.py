@@ -1,0 +1,1 @@
+"""Measurements of the gateway; ``python -m benchmarks list`` shows them. No result is ever asserted in the checks."""

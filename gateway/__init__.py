@@ -1,0 +1,1 @@
+"""The worker between Redis and the services: claims jobs, runs them, records one completion each."""

@@ -1,0 +1,1 @@
+"""The simulated service: its wire contract and the connectors that speak it."""

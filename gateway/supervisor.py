@@ -1,0 +1,314 @@
+"""The nursery tree of a gateway process, the only place where long-lived nurseries open.
+
+::
+
+    services   store · lease keeper · settler · sweeper · probes · registry · pump · lag monitor · API   (stops last)
+    └ jobs     one task per job
+      └ intake one claim loop per worker                                                             (stops first)
+
+Draining: the intake stops at once, jobs get ``grace_s``, what is left is released uncharged, the services stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import random as random_module
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import trio
+
+from gateway.config import GatewayConfig, WorkerConfig
+from gateway.connector import Connector, ConnectorSetup
+from gateway.connectors.registry import Registry, default_registry
+from gateway.context import ProgressPump
+from gateway.errors import ConfigError
+from gateway.health import LagMonitor, probe_health
+from gateway.intake import Intake
+from gateway.leases import LeaseKeeper, Ownership
+from gateway.models import Grant, WorkerId
+from gateway.observer import Observer, SilentObserver
+from gateway.runner import JobRunner
+from gateway.settling import Settler
+from gateway.spool import MemorySpool, Spool
+from gateway.store.connection import RedisConnect
+from gateway.store.keys import QueueKeys
+from gateway.store.redis import RedisStore
+from gateway.sweeper import Registrar, observe_regularly, sign_off, sweep_regularly
+from gateway.worker import Worker
+from protocols.base import Endpoint, OpenStream, open_tcp
+from protocols.errors import EndpointError
+
+log = logging.getLogger(__name__)
+
+#: A service task of the outermost nursery, started with ``nursery.start``.
+ServiceTask = Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seams:
+    """Everything that a simulation exchanges; nothing else of the gateway touches the world.
+
+    Attributes:
+        connect_redis: makes one fresh connection to Redis.
+        instance: unique name of this process.
+        machine: label of the host, first part of the worker ids.
+        open_stream: opens byte streams to services.
+        now_s: monotonic clock, seconds.
+        random: makes the seeded random source of one component from its label.
+        observer: the event sink.
+        spool: where settlements wait while Redis is away.
+        registry: the known connectors.
+    """
+
+    connect_redis: RedisConnect
+    instance: str
+    machine: str = "local"
+    open_stream: OpenStream = open_tcp
+    now_s: Callable[[], float] = trio.current_time
+    random: Callable[[str], random_module.Random]
+    observer: Observer = field(default_factory=SilentObserver)
+    spool: Spool = field(default_factory=MemorySpool)
+    registry: Registry = field(default_factory=default_registry)
+
+
+class StopSwitch:
+    """How a gateway is asked to stop: first gently, then at once."""
+
+    def __init__(self) -> None:
+        self.draining = trio.Event()
+        self.immediately = trio.Event()
+
+    def drain(self) -> None:
+        """Claim nothing any more; finish or release what runs. A second call stops at once."""
+        if self.draining.is_set():
+            self.immediately.set()
+        self.draining.set()
+
+
+class Gateway:
+    """One gateway process: all workers of one configuration on one queue.
+
+    Args:
+        config: validated configuration.
+        seams: the world.
+
+    Raises:
+        ConfigError, ConnectorError: a worker cannot work as configured; found before anything is claimed.
+    """
+
+    def __init__(self, config: GatewayConfig, seams: Seams) -> None:
+        self.config = config
+        self.seams = seams
+        self.store = RedisStore(
+            seams.connect_redis,
+            QueueKeys(config.queue),
+            config.limits.store_limits(),
+            lease_s=config.lease.length_s,
+            instance=seams.instance,
+            random=seams.random("store"),
+            command_timeout_s=config.redis.command_timeout_s,
+            connect_timeout_s=config.redis.connect_timeout_s,
+        )
+        self.workers = [self._worker(name, worker) for name, worker in config.workers.items()]
+        self.keeper = LeaseKeeper(
+            self.store,
+            lease_s=config.lease.length_s,
+            margin_s=config.lease.margin_s,
+            renew_s=config.lease.renew_s,
+            now_s=seams.now_s,
+            observer=seams.observer,
+        )
+        self.settler = Settler(self.store, seams.spool, self.keeper, seams.observer)
+        self.pump = ProgressPump(self.store, every_s=config.runner.progress_s)
+        self.lag = LagMonitor(
+            every_s=config.intake.lag_check_s,
+            limit_s=config.lease.length_s / 10,
+            now_s=seams.now_s,
+            observer=seams.observer,
+        )
+        self.registrar = Registrar(
+            self.store, self.workers, instance=seams.instance, every_s=config.limits.worker_ttl_s / 3
+        )
+        self.intake = self._intake()
+        self.runner = self._runner()
+        self._jobs: trio.Nursery | None = None
+
+    def _worker(self, name: str, config: WorkerConfig) -> Worker:
+        connector = self._connector(config.connector, config.endpoint, config.options, f"workers.{name}")
+        return Worker(
+            WorkerId(f"{self.seams.machine}/{name}"),
+            config,
+            connector,
+            health=self.config.health,
+            now_s=self.seams.now_s,
+            observer=self.seams.observer,
+            machine=self.seams.machine,
+        )
+
+    def _connector(self, key: str, endpoint: str, options: Mapping[str, Any], where: str) -> Connector:
+        try:
+            address = Endpoint.parse(endpoint)
+        except EndpointError as error:
+            raise ConfigError(f"{where}.endpoint: {error}") from None
+        setup = ConnectorSetup(
+            endpoint=address,
+            open_stream=self.seams.open_stream,
+            random=self.seams.random(f"connector {where}"),
+            now_s=self.seams.now_s,
+            options={"stall_s": self.config.runner.stall_s, **options},
+        )
+        return self.seams.registry.load(key)(setup)
+
+    def _intake(self) -> Intake:
+        return Intake(
+            self.store,
+            self.workers,
+            self.keeper,
+            self.seams.observer,
+            self.lag,
+            spawn=self._spawn,
+            poll_s=self.config.intake.poll_s,
+            instance=self.seams.instance,
+            now_s=self.seams.now_s,
+            random=self.seams.random("intake"),
+        )
+
+    def _runner(self) -> JobRunner:
+        return JobRunner(
+            self.store,
+            self.settler,
+            self.keeper,
+            self.pump,
+            self.seams.observer,
+            make_connector=lambda key, endpoint, worker: self._connector(
+                key, endpoint, worker.config.options, worker.worker_id
+            ),
+            retry=self.config.retry.policy(),
+            config=self.config.runner,
+            result_bytes_max=self.config.limits.result_bytes_max,
+            random=self.seams.random("runner"),
+            now_s=self.seams.now_s,
+            slot_freed=self.intake.slot_freed,
+        )
+
+    def _spawn(self, grant: Grant, ownership: Ownership, worker: Worker) -> None:
+        assert self._jobs is not None, "jobs are spawned only while the jobs nursery is open"
+        self._jobs.start_soon(self.runner.run, grant, ownership, worker)
+
+    def _health_changed(self) -> None:
+        self.intake.look()
+        self.registrar.look()
+
+    def status(self) -> dict[str, Any]:
+        """What the process is doing now, for its own HTTP page."""
+        return {
+            "queue": self.config.queue,
+            "instance": self.seams.instance,
+            "store_available": self.store.available,
+            "draining": self.intake.stopped(),
+            "loop_lag_s": self.lag.lag_s,
+            "jobs": len(self.keeper),
+            "spooled": self.settler.spooled,
+            "workers": [
+                {
+                    "worker": worker.worker_id,
+                    "service": worker.service,
+                    "endpoint": worker.config.endpoint,
+                    "healthy": worker.gate.healthy,
+                    "running": worker.running,
+                    "slots": worker.slots,
+                    "refusal": worker.refusal(),
+                }
+                for worker in self.workers
+            ],
+        }
+
+    async def run(
+        self,
+        stop: StopSwitch,
+        *,
+        extra_services: tuple[ServiceTask, ...] = (),
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Work until stopped.
+
+        Args:
+            stop: asks for the end.
+            extra_services: further tasks for the outermost nursery (the HTTP page).
+
+        Raises:
+            StoreUnavailable: Redis cannot be reached at the start.
+        """
+        config, seams = self.config, self.seams
+        async with trio.open_nursery() as services:
+            await self.store.start(services)
+            await self._start_services(services)
+            for task in extra_services:
+                await services.start(task)
+            async with trio.open_nursery() as jobs:
+                self._jobs = jobs
+                async with trio.open_nursery() as intake:
+                    for loop in self.intake.loops():
+                        intake.start_soon(loop)
+                    log.info(
+                        "gateway %s works on queue %s with %d workers",
+                        seams.instance, config.queue, len(self.workers),
+                    )  # fmt: skip
+                    task_status.started()
+                    await stop.draining.wait()
+                    self.intake.stop()
+                    intake.cancel_scope.deadline = trio.current_time() + 2 * config.redis.command_timeout_s
+                await self._drain(jobs, stop)
+                self._jobs = None
+            kept = await self.settler.drain(config.shutdown.release_s)
+            if kept:
+                log.warning("%d settlements wait on disk for the next start", kept)
+            await sign_off(self.store, self.workers, timeout_s=config.shutdown.release_s)
+            services.cancel_scope.cancel()
+        # Only now: a probe that still runs must not meet a closed connector.
+        for worker in self.workers:
+            with trio.move_on_after(config.runner.cancel_timeout_s, shield=True):
+                await worker.connector.aclose()
+        log.info("gateway %s has stopped", seams.instance)
+
+    async def _start_services(self, services: trio.Nursery) -> None:
+        config, seams = self.config, self.seams
+        for run in (self.keeper.run, self.settler.run, self.pump.run, self.lag.run):
+            await services.start(run)
+        if config.runner.silence_max_s > 0:
+            await services.start(self.runner.watch_silence)
+
+        for worker in self.workers:
+            # Not awaited: a service that is down must not keep the gateway from starting.
+            services.start_soon(
+                partial(
+                    probe_health,
+                    worker,
+                    every_s=config.health.probe_s,
+                    timeout_s=config.health.probe_timeout_s,
+                    random=seams.random(f"probe {worker.worker_id}"),
+                    on_change=self._health_changed,
+                )
+            )
+        periodic = (
+            partial(sweep_regularly, every_s=config.lease.sweep_s, random=seams.random("sweeper")),
+            partial(observe_regularly, every_s=config.telemetry.queue_look_s, on_return=self.intake.look),
+        )
+        for duty in periodic:
+            await services.start(duty, self.store, seams.observer)
+        await services.start(self.registrar.run)
+
+    async def _drain(self, jobs: trio.Nursery, stop: StopSwitch) -> None:
+        """Wait for the running jobs, then interrupt what is left and give it time to be released."""
+        grace_s, release_s = self.config.shutdown.grace_s, self.config.shutdown.release_s
+        log.info("draining: %d jobs running, grace %g s", len(self.keeper), grace_s)
+        with trio.move_on_after(grace_s):
+            while jobs.child_tasks and not stop.immediately.is_set():
+                with trio.move_on_after(0.05):
+                    await stop.immediately.wait()
+        self.keeper.interrupt_all()
+        bound_s = release_s + self.config.runner.cancel_timeout_s
+        jobs.cancel_scope.deadline = trio.current_time() + bound_s

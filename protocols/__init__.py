@@ -1,0 +1,1 @@
+"""Transport adapters (HTTP, WebSocket, gRPC); they know no service."""

@@ -1,0 +1,1 @@
+"""The faithful, misbehaving twin of the services a gateway talks to."""

@@ -1,0 +1,1 @@
+"""Deliberately broken variants of the shipped scripts and code, and the hunt for them with the simulated fleet."""

@@ -1,0 +1,197 @@
+"""What a mutant is, and how one is put in place of the shipped code and taken away again.
+
+Nothing on disk changes: scripts are edited on their way out of ``gateway.store.calls.script``, code is replaced as an
+attribute and restored. An edit that no longer fits its script is an error, never silently the original.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha1
+from typing import Any
+
+import msgspec
+
+from gateway.store import calls, scripts
+from gateway.store.calls import Script
+from simulator.plan import FaultKind, FleetPlan, LinkLevels, generate_plan
+
+#: Stands for every script: what is edited is then the prelude that all of them share.
+EVERY_SCRIPT = "*"
+
+
+class DoesNotApply(LookupError):
+    """The text to replace is not there exactly once: the script changed and its mutant must follow."""
+
+
+class Judge(enum.StrEnum):
+    """Who may turn a run down."""
+
+    AUDITOR = "auditor"
+    BELIEFS = "beliefs"
+    JOURNALS = "journals"
+    PROMISES = "promises"
+    LIVENESS = "liveness"
+    CRASH = "crash"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A piece of one script replaced by another.
+
+    Attributes:
+        script: name of the script, or ``EVERY_SCRIPT``.
+        old: text that must be there exactly once.
+        new: what stands there instead.
+    """
+
+    script: str
+    old: str
+    new: str
+
+    def apply(self, source: str) -> str:
+        """The edited source.
+
+        Raises:
+            DoesNotApply: the old text is missing, or there more than once.
+        """
+        if source.count(self.old) != 1:
+            raise DoesNotApply(f"{self.script}.lua has {source.count(self.old)} times: {self.old}")
+        return source.replace(self.old, self.new)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Favour:
+    """What the plans of one mutant's hunt have more of than a plain swarm; everything else follows from the seed.
+
+    Attributes:
+        only: kinds of faults, instead of a random half of all.
+        links: levels of the links' faults, instead of drawn ones.
+        gateways, jobs: size of the fleet and of its workload.
+        job_leases: least duration of every job, in leases.
+        redis_rate: how fast Redis' clock runs, where it is not drawn.
+        why: why a plain swarm would need more seeds.
+    """
+
+    only: frozenset[FaultKind] | None = None
+    links: LinkLevels | None = None
+    gateways: int = 3
+    jobs: int = 20
+    job_leases: float = 0.0
+    redis_rate: float | None = None
+    why: str = ""
+
+    def plan(self, seed: int) -> FleetPlan:
+        """The plan of a seed."""
+        plan = generate_plan(seed, gateways=self.gateways, jobs=self.jobs, only=self.only)
+        least_s = self.job_leases * plan.lease_s
+        jobs = tuple(
+            msgspec.structs.replace(job, duration_s=max(job.duration_s, least_s)) for job in plan.jobs
+        )
+        return msgspec.structs.replace(
+            plan,
+            jobs=jobs,
+            links=plan.links if self.links is None else self.links,
+            redis_rate=plan.redis_rate if self.redis_rate is None else self.redis_rate,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """One deliberate fault.
+
+    Attributes:
+        name: of the mutant, for ``--only``.
+        breaks: what is wrong with it.
+        promise: which promise that breaks, and how it shows.
+        judges: who may catch it; whatever else turns its runs down would be an accident.
+        put_in: replaces the shipped code while the context is open.
+        favour: how its plans differ from a plain swarm.
+    """
+
+    name: str
+    breaks: str
+    promise: str
+    judges: frozenset[Judge]
+    put_in: Callable[[], AbstractContextManager[None]]
+    favour: Favour = field(default_factory=Favour)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give a class or module another attribute for a while.
+
+    Raises:
+        DoesNotApply: the owner itself has no such attribute.
+    """
+    if name not in vars(owner):
+        raise DoesNotApply(f"{owner!r} has no {name}")
+    shipped = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, shipped)
+
+
+@contextmanager
+def edited_scripts(*edits: Edit) -> Iterator[None]:
+    """Let every script call carry the edited source, under its own hash.
+
+    Raises:
+        DoesNotApply: an edit does not fit the shipped script.
+    """
+    shipped = calls.script
+    made: dict[str, Script] = {}
+
+    def edited(name: str) -> Script:
+        found = made.get(name)
+        if found is None:
+            source = shipped(name).source
+            for edit in edits:
+                if edit.script in (name, EVERY_SCRIPT):
+                    source = edit.apply(source)
+            digest = sha1(source.encode(), usedforsecurity=False).hexdigest()
+            found = made[name] = Script(name, source, digest)
+        return found
+
+    for edit in edits:
+        edited("claim" if edit.script == EVERY_SCRIPT else edit.script)
+    with replaced(calls, "script", edited), replaced(scripts, "script", edited):
+        yield
+
+
+def edits(*pieces: Edit) -> Callable[[], AbstractContextManager[None]]:
+    """``Mutant.put_in`` for edited scripts."""
+    return lambda: edited_scripts(*pieces)
+
+
+def replacements(*pieces: tuple[Any, str, Any]) -> Callable[[], AbstractContextManager[None]]:
+    """``Mutant.put_in`` for replaced attributes: owner, name and value of each."""
+
+    @contextmanager
+    def put_in() -> Iterator[None]:
+        with ExitStack() as stack:
+            for owner, name, value in pieces:
+                stack.enter_context(replaced(owner, name, value))
+            yield
+
+    return put_in
+
+
+def both(
+    *parts: Callable[[], AbstractContextManager[None]],
+) -> Callable[[], AbstractContextManager[None]]:
+    """``Mutant.put_in`` for several at once."""
+
+    @contextmanager
+    def put_in() -> Iterator[None]:
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(part())
+            yield
+
+    return put_in

@@ -1,0 +1,1 @@
+"""Simulated services: thin shells that put one behaviour on one protocol."""

@@ -1,0 +1,160 @@
+"""Serving several simulated instances on real sockets until a signal: what ``simulator serve`` does."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import msgspec
+import trio
+
+from gateway.connectors.simulation.wire import JournalEntry, encode
+from protocols.http_server import ServerHandle
+from simulator.faults import FaultPlan
+from simulator.model import ServiceConfig
+from simulator.seeding import streams
+from simulator.services.http import SimulationHTTPService
+
+
+class StartError(Exception):
+    """The fleet cannot start: a port is taken, an address is not ours, or the journal cannot be written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What to serve: so many instances on consecutive ports (or free ones, with ``base_port`` 0)."""
+
+    instances: int
+    base_port: int
+    host: str
+    name: str
+    seed: int
+    plan: FaultPlan
+    slots: int
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """One listening instance."""
+
+    instance: str
+    protocol: str
+    host: str
+    port: int
+    url: str
+
+
+class JournalFile:
+    """Appends journal entries to a file, one JSON object per line, each written out at once.
+
+    Args:
+        path: the file; None writes nowhere.
+
+    Raises:
+        StartError: on entering, when the file cannot be opened.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Callable[[str, JournalEntry], None] | None:
+        if self._path is None:
+            return None
+        try:
+            # Unbuffered: another process may read the file while this one runs, or after it was killed.
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            raise StartError(f"cannot write the journal {self._path}: {error.strerror}") from error
+        return self._write
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, instance: str, entry: JournalEntry) -> None:
+        if self._file is not None:
+            self._file.write(b'{"instance":%b,' % msgspec.json.encode(instance) + encode(entry)[1:] + b"\n")
+
+
+def serve_fleet(
+    fleet: Fleet, sink: Callable[[str, JournalEntry], None] | None, on_ready: Callable[[list[Ready]], None]
+) -> None:
+    """Serve until SIGTERM or SIGINT, then return; blocks.
+
+    Args:
+        fleet: what to serve.
+        sink: called with (instance, entry) for each new journal entry.
+        on_ready: called once, when all instances listen.
+
+    Raises:
+        StartError: an instance cannot listen; none is left listening.
+    """
+    trio.run(_serve, fleet, sink, on_ready)
+
+
+async def _serve(
+    fleet: Fleet, sink: Callable[[str, JournalEntry], None] | None, on_ready: Callable[[list[Ready]], None]
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        try:
+            async with trio.open_nursery() as nursery:
+                ready = [await _start(nursery, fleet, index, sink) for index in range(fleet.instances)]
+                on_ready(ready)
+                async for _signal in signals:
+                    nursery.cancel_scope.cancel()
+                    break
+        except* StartError as group:
+            raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[StartError]) -> StartError:
+    """The one error to show; a start stops at the first."""
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+async def _start(
+    nursery: trio.Nursery, fleet: Fleet, index: int, sink: Callable[[str, JournalEntry], None] | None
+) -> Ready:
+    """Start one instance; returns when it listens."""
+    instance = f"{fleet.name}-{index}"
+    port = fleet.base_port + index if fleet.base_port else 0
+
+    try:
+        config = ServiceConfig(instance=instance, slots=fleet.slots, duration_s=fleet.duration_s)
+    except ValueError as error:
+        raise StartError(str(error)) from error
+    service = SimulationHTTPService(
+        config,
+        fleet.plan,
+        random_for=streams(fleet.seed, instance),
+        sink=None if sink is None else functools.partial(sink, instance),
+    )
+
+    async def run(*, task_status: trio.TaskStatus[ServerHandle]) -> None:
+        await service.run(host=fleet.host, port=port, task_status=task_status)
+
+    try:
+        handle: ServerHandle = await nursery.start(run)
+    except* OSError as group:
+        raise StartError(_why_not(fleet.host, port, group)) from None
+    return Ready(instance, "http", handle.host, handle.port, handle.url)
+
+
+def _why_not(host: str, port: int, group: BaseExceptionGroup[OSError]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken; choose another --base-port, or 0 for free ones"
+    return f"cannot listen on {host} port {port}: {error}"

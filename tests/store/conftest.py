@@ -1,0 +1,37 @@
+"""Backends of the store's tests: the simulated Redis and a real one, both under the virtual clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fakeredis
+import pytest
+import redis
+
+from tests.store.bench import Backend
+
+
+@pytest.fixture
+def fake_client() -> Iterator[redis.Redis]:
+    """A fresh simulated Redis."""
+    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def real_redis(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the session's Redis."""
+    client = redis.Redis.from_url(redis_url)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def fake_backend(fake_client: redis.Redis) -> Backend:
+    return Backend(fake_client)
+
+
+@pytest.fixture
+def real_backend(real_redis: redis.Redis) -> Backend:
+    return Backend(real_redis)

@@ -1,0 +1,59 @@
+"""The simulated Redis may stand in for a real one: the same operations leave the same replies and the same keys."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from gateway.models import (
+    CancelStatus,
+    JobState,
+    LeaseStatus,
+    RequeueStatus,
+    SubmitStatus,
+    SweepReport,
+    Verdict,
+)
+from tests.store.bench import Backend, Bench, dump
+from tests.store.walk import Walk
+
+STEPS = 600
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_thousands_of_operations_leave_no_difference(
+    seed: int, fake_backend: Backend, real_backend: Backend
+) -> None:
+    """Replies are compared raw at every step, the whole keyspace at the end."""
+    bench = Bench(fake_backend, real_backend, watch_every=100)
+    Walk(bench, seed).run(STEPS)
+    bench.check()
+    bench.look()
+    fake, real = (dump(backend.client, bench.keys) for backend in bench.backends)
+    assert fake == real
+    assert {"jobs", "specs", "events", "meta", "classes"} <= {key.rpartition(":")[2] for key in real}
+    bench.close()
+
+
+def test_walks_reach_every_answer_of_every_operation(fake_backend: Backend) -> None:
+    """What no walk ever meets is not proven by walking."""
+    seen: Counter[str] = Counter()
+    for seed in range(20):
+        bench = Bench(fake_backend, watch_every=50)
+        Walk(bench, seed).run(150)
+        seen += bench.seen
+        bench.close()
+    wanted = {f"submit {status.value}" for status in SubmitStatus}
+    wanted |= {f"cancel {status.value}" for status in CancelStatus}
+    wanted |= {f"requeue {status.value}" for status in RequeueStatus}
+    wanted |= {f"renew {status.value}" for status in LeaseStatus}
+    wanted |= {f"{operation} {verdict.value}" for operation in ("attach", "progress") for verdict in Verdict}
+    wanted |= {f"sweep {name}" for name in SweepReport.__struct_fields__}
+    wanted |= {f"claim {answer}" for answer in ("granted", "nothing", "paused")}
+    ended = {state.value for state in JobState} - {"running"}
+    wanted |= {f"settle accepted {state}" for state in ended}
+    wanted |= {f"settle duplicate {state.value}" for state in JobState}
+    wanted |= {f"settle stale {state.value}" for state in JobState} | {"settle stale unknown"}
+    wanted |= {"pause true", "pause false", "resume true", "resume false"}
+    assert wanted - set(seen) == set()
