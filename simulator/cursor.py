@@ -29,10 +29,20 @@ class StreamAct(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StreamStep:
-    """One act; ``data`` is the line, with its line end, for ``LINE``."""
+    """One act.
+
+    Attributes:
+        act: what to do.
+        event: what a ``LINE`` says, for shells that say it in words of their own; None for garbage.
+    """
 
     act: StreamAct
-    data: bytes = b""
+    event: StreamEvent | None = None
+
+    @property
+    def data(self) -> bytes:
+        """A ``LINE`` in the simulation's own words, with its line end."""
+        return GARBAGE + b"\n" if self.event is None else encode(self.event) + b"\n"
 
 
 class EventCursor:
@@ -49,7 +59,7 @@ class EventCursor:
         self.job = job
         self._after = after
         self._dice = dice
-        self._held: bytes | None = None
+        self._held: StreamEvent | None = None
         self._lines = 0
         self._over = False
         self._breaks: list[tuple[int, StreamAct]] = []
@@ -73,7 +83,7 @@ class EventCursor:
             if event.seq == self.job.muted_seq:
                 return [*steps, self._finish(StreamAct.SILENCE)]
             self._after = event.seq
-            steps.extend(StreamStep(StreamAct.LINE, line) for line in self._lines_of(event, elapsed_s))
+            steps.extend(StreamStep(StreamAct.LINE, shown) for shown in self._shown_for(event, elapsed_s))
             if event.terminal:
                 steps.append(self._finish(StreamAct.END))
         return steps
@@ -90,20 +100,19 @@ class EventCursor:
         position = max(0, self._after - events[0].seq + 1)
         return events[position] if position < len(events) else None
 
-    def _lines_of(self, event: StreamEvent, elapsed_s: float) -> list[bytes]:
-        """The lines that one event becomes under the line faults."""
+    def _shown_for(self, event: StreamEvent, elapsed_s: float) -> list[StreamEvent | None]:
+        """What one event becomes under the line faults; None stands for garbage."""
         roll = self._dice.roll
         garbage, twice = roll("garbage_rate", elapsed_s), roll("duplicate_event_rate", elapsed_s)
         late = roll("out_of_order_rate", elapsed_s)
-        line = encode(event) + b"\n"
         self._lines += 1
-        lines = [GARBAGE + b"\n"] if garbage else []
-        lines += [line, line] if twice else [line]
+        shown: list[StreamEvent | None] = [None] if garbage else []
+        shown += [event, event] if twice else [event]
         if self._held is not None:
-            lines.append(self._held)
+            shown.append(self._held)
             self._held = None
         elif late and not event.terminal:
-            self._held = lines.pop()
+            self._held = shown.pop()
         if event.terminal and roll("event_after_terminal_rate", elapsed_s):
             stray = StreamEvent(
                 seq=event.seq + 1,
@@ -112,5 +121,5 @@ class EventCursor:
                 progress=0.5,
                 message="still working",
             )
-            lines.append(encode(stray) + b"\n")
-        return lines
+            shown.append(stray)
+        return shown
