@@ -402,6 +402,6 @@ class StoreModel:
             job.recoveries, job.yields, job.worker_id, job.reference, int(job.cancel), job.progress,
             job.number, job.submitted_ms, job.enqueued_ms, job.ended_ms, job.avoid_worker,
             job.avoid_until_ms, "" if job.settled_epoch is None else job.settled_epoch, job.settled_kind,
-            job.idempotency_key, job.best,
+            job.idempotency_key, job.best, 0, "", 0, 0,
         ]  # fmt: skip
         return [str(value) for value in values]

@@ -7,6 +7,8 @@ local STATE, EPOCH, ORDER, CLASS, MAX_ATTEMPTS, ATTEMPTS = 1, 2, 3, 4, 5, 6
 local RECOVERIES, YIELDS, WORKER, REFERENCE, CANCEL, PROGRESS = 7, 8, 9, 10, 11, 12
 local NUMBER, SUBMITTED, ENQUEUED, ENDED, AVOID_WORKER, AVOID_UNTIL = 13, 14, 15, 16, 17, 18
 local SETTLED_EPOCH, SETTLED_KIND, IDEMPOTENCY, BEST = 19, 20, 21, 22
+-- Deadline (ms; 0: none), unique key (hold_ms:key), parents not yet ended, whether jobs wait for this one (0/1).
+local EXPIRES, UNIQUE, PARENTS, CHILDREN = 23, 24, 25, 26
 
 -- Integers as text, exact up to 2^53.
 local function int(number)

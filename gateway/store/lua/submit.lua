@@ -56,7 +56,7 @@ for i = 1, count do
     records[#records + 1] = id
     records[#records + 1] = cjson.encode({
       state, '0', order, ARGV[at + 3], ARGV[at + 8], '0', '0', '0', '', '', '0', '0', '0',
-      int(now_ms), int(now_ms), '0', '', '0', '', '', ARGV[at + 6], '0'
+      int(now_ms), int(now_ms), '0', '', '0', '', '', ARGV[at + 6], '0', '0', '', '0', '0'
     })
     specs[#specs + 1] = id
     specs[#specs + 1] = ARGV[at + 1]
