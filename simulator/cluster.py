@@ -288,7 +288,7 @@ def _submission(job: PlannedJob) -> Submission:
         "duration_s": job.duration_s, "steps": 4, "result": job.job_id, "chunks": job.chunks
     }  # fmt: skip
     if job.fail is not None:
-        payload["fail"] = job.fail
+        payload["fail"] = {**job.fail, "key": job.job_id}
     return Submission(
         job_id=JobId(job.job_id),
         spec=JobSpec(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gateway.connectors.simulation.wire import (
     ErrorKind,
     EventType,
+    FailureWish,
     JournalEntry,
     JournalEvent,
     RunState,
@@ -68,6 +69,8 @@ class Engine:
         #: How often all jobs were forgotten.
         self.restarts = 0
         self._padding = ""
+        #: Executions by the key of the failure they were asked for.
+        self._wished: Counter[str] = Counter()
 
     @property
     def full(self) -> bool:
@@ -218,7 +221,7 @@ class Engine:
         duration_s = self.config.duration_s if work.duration_s is None else work.duration_s
         duration_s *= 0.0 if instant else self.dice.plan.slow_factor if slow else 1.0
         wish = work.fail
-        if wish is not None and (wish.times is None or execution.number <= wish.times):
+        if wish is not None and self._comes_true(wish, execution.number):
             execution.failure = ServiceFailure(
                 kind=wish.kind, message=wish.message, retry_after_s=wish.retry_after_s
             )
@@ -233,6 +236,13 @@ class Engine:
         if job.newest is execution:
             job.state, job.message = RunState.RUNNING, "started"
             self._show(job, EventType.PROGRESS)
+
+    def _comes_true(self, wish: FailureWish, number: int) -> bool:
+        """Whether an execution, the ``number``-th of its id, fails as its payload asks."""
+        if wish.key:
+            self._wished[wish.key] += 1
+            number = self._wished[wish.key]
+        return wish.times is None or number <= wish.times
 
     def _schedule(self, execution: Execution) -> None:
         execution.due_s = execution.started_s + execution.steps[execution.position].at_s

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from simulator.explore import Size, run_seed
-from tests.fleet.corpus import SEEDS
+from simulator.plan import FleetPlan
+from simulator.run import simulate
+from tests.fleet.corpus import PLANS, SEEDS
 
 #: Fresh ground on every change of the code, far from the seeds that were looked at by hand.
 FRESH_SEEDS = range(50_000, 50_004)
@@ -18,6 +20,13 @@ def test_regression_seed_holds(seed: int) -> None:
     assert (result.kind, result.findings) == ("ok", ())
     assert result.simulated_s > 0
     assert result.transitions["submitted"] > 0
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"plan-{plan.seed}")
+def test_regression_plan_holds(plan: FleetPlan) -> None:
+    """A plan that once broke something keeps every promise."""
+    outcome = simulate(plan).outcome
+    assert (outcome.kind, outcome.findings) == ("ok", ())
 
 
 def test_fresh_seeds_hold() -> None:

@@ -139,12 +139,20 @@ class ServiceFailure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class FailureWish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Payload part: fail with this error; ``times`` limits it to the first n executions at that instance."""
+    """Payload part: fail with this error.
+
+    Attributes:
+        kind, message, retry_after_s: the error.
+        times: only the first so many executions at that instance fail.
+        key: whose executions ``times`` counts; empty for those of the job's own id. A gateway that runs a job
+            again does so under a new id, so a wish without a key can come true for ever.
+    """
 
     kind: ErrorKind
     message: str = "failed as the payload asked"
     retry_after_s: float | None = None
     times: int | None = None
+    key: str = ""
 
 
 class WorkPayload(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
