@@ -51,13 +51,14 @@ endpoint = "http://gpu-2.invalid:8188"
 [workers.far.options]
 stall_s = 0.5
 """
+# Work enough that the killed gateway surely holds jobs: with shorter ones a loaded machine killed an idle one.
 SHORT = """
 duration_s = 5
 [fleet]
 gateways = 2
 [workload]
 jobs = 30
-duration_s = [0.3, 0.9]
+duration_s = [0.9, 1.8]
 [[kill]]
 at_s = 1.5
 target = "gateway-0"
