@@ -39,12 +39,12 @@ class SimulationHTTPService:
         random_for: Callable[[str], Random],
         sink: Callable[[wire.JournalEntry], None] | None = None,
     ) -> None:
-        self._shell = ServiceShell(config, plan, random_for=random_for, sink=sink)
+        self.shell = ServiceShell(config, plan, random_for=random_for, sink=sink)
 
     @property
     def service(self) -> SimulatedService:
         """The behaviour behind the wire, for tests that share a process with it."""
-        return self._shell.service
+        return self.shell.service
 
     async def run(
         self, *, host: str, port: int, task_status: trio.TaskStatus[ServerHandle] = trio.TASK_STATUS_IGNORED
@@ -62,8 +62,8 @@ class SimulationHTTPService:
             listen = functools.partial(serve_http, self._handle, host=host, port=port, limits=SERVER_LIMITS)
             handle: ServerHandle = await nursery.start(listen)
             self.service.listening_on(host, handle.port)
-            if self._shell.ticking:
-                nursery.start_soon(self._shell.tick)
+            if self.shell.ticking:
+                nursery.start_soon(self.shell.tick)
             task_status.started(handle)
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
@@ -72,7 +72,7 @@ class SimulationHTTPService:
 
     async def _handle(self, request: ServerRequest, responder: Responder) -> None:
         """Answer one request; whatever the path, the answer names this instance."""
-        shell = self._shell
+        shell = self.shell
         steered = shell.control(request)
         if steered is not None:
             await shell.send(steered, responder)
@@ -111,7 +111,7 @@ class SimulationHTTPService:
 
     async def _stream(self, cursor: EventCursor, responder: Responder) -> None:
         """Send a job's events as they happen, until the stream ends the way its cursor says."""
-        shell = self._shell
+        shell = self.shell
         async with responder.stream(200, wire.EVENTS_TYPE, shell.instance_header) as stream:
             while True:
                 await shell.not_paused()

@@ -137,21 +137,49 @@ class ServiceShell:
         elif what == ("PUT", wire.CONTROL_FAULTS_PATH):
             answer = self._set_faults(request.body)
         elif what == ("POST", wire.CONTROL_RESTART_PATH):
-            answer = Reply(200, service.restart(now_s))
+            answer = Reply(200, self.restart())
         elif what == ("POST", wire.CONTROL_PAUSE_PATH):
-            answer = Reply(200, service.pause(now_s))
-            if self._resumed.is_set():
-                self._resumed = trio.Event()
+            answer = Reply(200, self.pause())
         elif what == ("POST", wire.CONTROL_RESUME_PATH):
-            answer = Reply(200, service.resume(now_s))
-            self._resumed.set()
+            answer = Reply(200, self.resume())
         self.wake()
         return answer
+
+    def restart(self) -> wire.ControlReply:
+        """Forget all jobs and take hanging connections down; the journal survives."""
+        done = self.service.restart(trio.current_time())
+        self.wake()
+        return done
+
+    def pause(self) -> wire.ControlReply:
+        """Hang: no answer and no work until :meth:`resume`."""
+        done = self.service.pause(trio.current_time())
+        if self._resumed.is_set():
+            self._resumed = trio.Event()
+        self.wake()
+        return done
+
+    def resume(self) -> wire.ControlReply:
+        """Go on where :meth:`pause` stopped."""
+        done = self.service.resume(trio.current_time())
+        self._resumed.set()
+        self.wake()
+        return done
+
+    def set_faults(self, values: Mapping[str, object]) -> FaultPlan:
+        """Change some knobs from now on.
+
+        Raises:
+            FaultError: an unknown knob or bad value; nothing is changed then.
+        """
+        plan = self.service.set_faults(trio.current_time(), values)
+        self.wake()
+        return plan
 
     def _set_faults(self, body: bytes) -> Reply | dict[str, Any]:
         try:
             values = wire.decode(body, dict[str, Any])
-            return self.service.set_faults(trio.current_time(), values).to_mapping()
+            return self.set_faults(values).to_mapping()
         except wire.WireFormatError as error:
             return refusal(wire.ErrorKind.VALIDATION, f"the body is an object of knobs: {error.detail}")
         except FaultError as error:

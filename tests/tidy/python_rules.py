@@ -50,6 +50,7 @@ NURSERIES = {
     "gateway/client/asynchronous": "a client's connections; they end with its `async with`",
     "gateway/context": "one beat of the progress pump; ends with the notes of that beat",
     "protocols/http_server": "a server's connections and each one's reader; they end with the server's task",
+    "simulator/contract/bench": "one case's twin and attempts; they end with the case",
     "simulator/services/http": "one instance's listener and its ticks; they end with the instance",
     "simulator/chaos": "one task per lasting incident; all end with the safety phase",
     "simulator/cluster": "a simulated client's connection; ends with its `async with`",

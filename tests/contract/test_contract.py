@@ -1,0 +1,16 @@
+"""The contract over every pair of connector and twin, and what is left out of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.contract import ContractRun, contract_runs
+
+
+@pytest.mark.parametrize("run", contract_runs(), ids=str)
+def test_contract(run: ContractRun) -> None:
+    """Every case holds for every pair that does not declare why it cannot."""
+    skip = run.skip()
+    if skip is not None:
+        pytest.skip(str(skip))
+    run()
