@@ -107,6 +107,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerFit, ...]
     story: tuple[StoryLine, ...]
     story_complete: bool
+    tenant: str = ""
 
 
 def fit(view: JobView, worker: WorkerView, *, now_ms: int, worker_ttl_s: float) -> WorkerFit:
@@ -229,6 +230,7 @@ def explain(
         workers=fits,
         story=tell(events),
         story_complete=bool(events) and events[0].type in (EventType.SUBMITTED, EventType.DEFERRED),
+        tenant=view.spec.tenant,
     )
 
 

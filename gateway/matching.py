@@ -31,7 +31,7 @@ _OPERATORS = ("==", ">=", "<=", "in", "has", "not")
 _Scalar = (str, int, float, bool)
 
 _encode = msgspec.json.Encoder(order="sorted").encode
-_decode_class = msgspec.json.Decoder(tuple[str, dict[str, Any]]).decode
+_decode_class = msgspec.json.Decoder(list[Any]).decode
 _plain_classes: dict[str, tuple[JobClass, bytes]] = {}
 
 
@@ -134,35 +134,37 @@ def validate_requires(requires: Any) -> dict[str, Any]:
     return canonical
 
 
-def class_of(service: str, requires: Mapping[str, Any]) -> tuple[JobClass, bytes]:
+def class_of(service: str, requires: Mapping[str, Any], tenant: str = "") -> tuple[JobClass, bytes]:
     """The class of a job and its canonical JSON, which the store keeps once per class.
 
     Args:
         service: the job's service.
         requires: canonical requirements from ``validate_requires``.
+        tenant: whose job it is; empty for nobody's in particular.
     """
-    if not requires:
+    if not requires and not tenant:
         plain = _plain_classes.get(service)
         if plain is None:
-            plain = _class_of(service, {})
+            plain = _class_of(service, {}, "")
             if (
                 len(_plain_classes) < 1024
             ):  # the cache is bounded: services are few, but their names are input
                 _plain_classes[service] = plain
         return plain
-    return _class_of(service, dict(requires))
+    return _class_of(service, dict(requires), tenant)
 
 
-def _class_of(service: str, requires: dict[str, Any]) -> tuple[JobClass, bytes]:
-    encoded = _encode((service, requires))
+def _class_of(service: str, requires: dict[str, Any], tenant: str) -> tuple[JobClass, bytes]:
+    encoded = _encode((service, requires, tenant) if tenant else (service, requires))
     digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
-    return JobClass(ClassId(f"{service}:{digest}" if requires else service), service, requires), encoded
+    class_id = ClassId(f"{service}:{digest}" if requires or tenant else service)
+    return JobClass(class_id, service, requires, tenant), encoded
 
 
 def decode_class(class_id: str, encoded: bytes | str) -> JobClass:
     """Read back what ``class_of`` produced."""
-    service, requires = _decode_class(encoded)
-    return JobClass(ClassId(class_id), service, requires)
+    service, requires, *tenant = _decode_class(encoded)
+    return JobClass(ClassId(class_id), service, requires, *tenant)
 
 
 def unmet(requires: Mapping[str, Any], capabilities: Mapping[str, Any]) -> list[str]:

@@ -55,6 +55,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
         max_attempts: charged tries before the job goes to the dead letter.
         timeout_s: longest run of one attempt, in seconds.
         traceparent: W3C trace context of the submitter, or empty.
+        tenant: whose job it is, for fair shares and limits; empty for nobody's in particular.
     """
 
     service: str
@@ -64,6 +65,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     max_attempts: int = MAX_ATTEMPTS_DEFAULT
     timeout_s: float = TIMEOUT_S_DEFAULT
     traceparent: str = ""
+    tenant: str = ""
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,11 +101,12 @@ class SubmitVerdict(msgspec.Struct, frozen=True, gc=False):
 
 
 class JobClass(msgspec.Struct, frozen=True):
-    """All jobs with the same service and the same canonical requirements; each class has its own ordered set."""
+    """All jobs with the same service, canonical requirements and tenant; each class has its own ordered set."""
 
     class_id: ClassId
     service: str
     requires: dict[str, Any]
+    tenant: str = ""
 
 
 class ClaimRequest(msgspec.Struct, frozen=True):

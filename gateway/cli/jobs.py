@@ -48,6 +48,7 @@ def submit(
     delay_s: Annotated[float, typer.Option(help="Seconds before the job may be claimed.")] = 0.0,
     idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job.")] = None,
     job_id: Annotated[str | None, typer.Option(help="Chosen id instead of a fresh one.")] = None,
+    tenant: Annotated[str, typer.Option(help="Whose job it is, for fair shares and limits.")] = "",
     durable: Annotated[
         bool, typer.Option("--durable", help="Wait until Redis confirms that the job survives its crash.")
     ] = False,
@@ -65,7 +66,7 @@ def submit(
     \b
     Examples:
       gateway submit simulation '{"steps": 4}'
-      gateway submit comfyui --file workflow.json --priority 80 --wait
+      gateway submit comfyui --file workflow.json --priority 80 --tenant acme --wait
       echo '{"prompt": "a cat"}' | gateway submit a1111 - --json
       gateway submit comfyui --requires '{"vram_gb": {">=": 24}}' -f workflow.json
     """
@@ -78,7 +79,7 @@ def submit(
     from gateway.client import JobRequest
 
     request = JobRequest(
-        service, content, wanted, priority, max_attempts, timeout_s, delay_s, idempotency_key, job_id
+        service, content, wanted, priority, max_attempts, timeout_s, delay_s, idempotency_key, job_id, tenant
     )
     with common.client() as client:
         handles = _put(client, request, count, durable=durable, allow_unknown_service=allow_unknown_service)
@@ -220,6 +221,7 @@ def _show_job(view: JobView) -> None:
         ("submitted", clock(view.submitted_ms)),
     ]
     optional: list[tuple[str, object]] = [
+        ("tenant", view.spec.tenant),
         ("worker", view.worker_id),
         ("reference", view.reference),
         ("progress", f"{view.progress:.0%}" if view.progress else ""),
@@ -332,7 +334,10 @@ def explain(common: Common, job: Annotated[str, typer.Argument(help="The job's i
     if common.json:
         write_json(found)
         return 0
-    write_line(f"job {found.job_id} is {found.state.value} (service {found.service}, class {found.class_id})")
+    tenant = f", tenant {found.tenant}" if found.tenant else ""
+    write_line(
+        f"job {found.job_id} is {found.state.value} (service {found.service}, class {found.class_id}{tenant})"
+    )
     for sentence in found.summary:
         write_line(f"  {sentence}")
     if found.workers:

@@ -274,13 +274,23 @@ class AsyncClient:
         delay_s: float = 0.0,
         idempotency_key: str | None = None,
         job_id: str | None = None,
+        tenant: str = "",
         durable: bool = False,
         durable_timeout_s: float = DURABLE_TIMEOUT_S,
         allow_unknown_service: bool = False,
     ) -> JobHandle:
         """Submit one job; arguments and errors as of ``Client.submit``."""
         request = JobRequest(
-            service, payload, requires, priority, max_attempts, timeout_s, delay_s, idempotency_key, job_id
+            service,
+            payload,
+            requires,
+            priority,
+            max_attempts,
+            timeout_s,
+            delay_s,
+            idempotency_key,
+            job_id,
+            tenant,
         )
         return await self.core.submit(
             request,

@@ -36,6 +36,7 @@ IDEMPOTENCY_KEY_CHARS_MAX = 512
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@-]{0,63}")
 
 
 class JobRequest(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ class JobRequest(msgspec.Struct, frozen=True):
         delay_s: seconds before the job may be claimed.
         idempotency_key: same key, same job, as long as that job is kept; None for none.
         job_id: chosen id; None for a fresh one. 1 to 128 letters, digits, ``_ . : -``.
+        tenant: whose job it is, 1 to 64 letters, digits, ``_ . : @ -``; empty for nobody's in particular.
     """
 
     service: str
@@ -62,6 +64,7 @@ class JobRequest(msgspec.Struct, frozen=True):
     delay_s: float = 0.0
     idempotency_key: str | None = None
     job_id: str | None = None
+    tenant: str = ""
 
 
 class JobHandle(msgspec.Struct, frozen=True):
@@ -191,6 +194,20 @@ def check_job_id(job_id: Any) -> JobId:
     return JobId(job_id)
 
 
+def check_tenant(tenant: Any) -> str:
+    """Check a tenant's name; empty is nobody's.
+
+    Raises:
+        InvalidSubmission: other characters or length.
+    """
+    if not isinstance(tenant, str) or (tenant and not _TENANT.fullmatch(tenant)):
+        raise InvalidSubmission(
+            f"tenant {tenant!r}: use 1 to 64 letters, digits, '.', '_', ':', '@' or '-', beginning with a letter or "
+            "digit"
+        )
+    return tenant
+
+
 def check_payload(payload: Any) -> None:
     """Accept exactly what JSON can hold and give back unchanged.
 
@@ -268,6 +285,7 @@ def build_submission(
         max_attempts=request.max_attempts,
         timeout_s=float(request.timeout_s),
         traceparent=traceparent,
+        tenant=check_tenant(request.tenant),
     )
     _check_size(spec, key or "", limits)
     job_id = new_job_id(random, now_ms) if request.job_id is None else check_job_id(request.job_id)

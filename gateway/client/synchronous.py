@@ -194,6 +194,7 @@ class Client:
         delay_s: float = 0.0,
         idempotency_key: str | None = None,
         job_id: str | None = None,
+        tenant: str = "",
         durable: bool = False,
         durable_timeout_s: float = DURABLE_TIMEOUT_S,
         allow_unknown_service: bool = False,
@@ -211,6 +212,7 @@ class Client:
             idempotency_key: same key, same job, as long as that job is kept.
             job_id: chosen id. With an id or a key of one's own, submitting again is safe at any time; an id made up
                 here protects only the repetitions inside this call.
+            tenant: whose job it is, for fair shares and limits; empty for nobody's in particular.
             durable: wait until the server confirms that the job survives its own crash.
             durable_timeout_s: longest wait for that, seconds.
             allow_unknown_service: also accept a service that nobody serves yet.
@@ -224,7 +226,16 @@ class Client:
             StoreUnavailable: Redis did not answer; ``outcome_unknown`` says whether the job may be stored.
         """
         request = JobRequest(
-            service, payload, requires, priority, max_attempts, timeout_s, delay_s, idempotency_key, job_id
+            service,
+            payload,
+            requires,
+            priority,
+            max_attempts,
+            timeout_s,
+            delay_s,
+            idempotency_key,
+            job_id,
+            tenant,
         )
         return finish(
             self.core.submit(

@@ -65,7 +65,7 @@ def _positions(class_ids: Sequence[str]) -> dict[str, int]:
 
 def submit_call(keys: QueueKeys, limits: StoreLimits, submissions: Sequence[Submission]) -> ScriptCall:
     """See ``submit.lua``. Specifications must be validated before."""
-    classes = [class_of(item.spec.service, item.spec.requires) for item in submissions]
+    classes = [class_of(item.spec.service, item.spec.requires, item.spec.tenant) for item in submissions]
     positions = _positions([job_class.class_id for job_class, _ in classes])
     args: list[str | bytes | int] = [
         limits.unfinished_max, limits.classes_max, limits.events_max, len(submissions)
@@ -81,6 +81,8 @@ def submit_call(keys: QueueKeys, limits: StoreLimits, submissions: Sequence[Subm
             item.idempotency_key,
             milliseconds(item.delay_s),
             item.spec.max_attempts,
+            item.spec.tenant,
+            item.spec.service,
         )
     fixed = [
         keys.jobs, keys.specs, keys.idempotency, keys.classes, keys.scheduled, keys.finished, keys.meta,

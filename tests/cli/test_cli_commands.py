@@ -82,6 +82,7 @@ def test_submit_prints_the_id(gateway: Gateway, client: Client) -> None:
     assert client.get(plain.out.strip()).spec.payload == {"steps": 4}
     options = ["--priority", "80", "--max-attempts", "2", "--timeout-s", "9", "--delay-s", "60"]
     requires = ["--requires", '{"vram_gb": {">=": 24}}', "--job-id", "mine", "--idempotency-key", "k"]
+    requires += ["--tenant", "acme"]
     chosen = gateway("submit", "simulation", *options, *requires, "--json")
     assert chosen.json == {"job_id": "mine", "deduplicated": False}
     view = client.get("mine")
@@ -91,7 +92,10 @@ def test_submit_prints_the_id(gateway: Gateway, client: Client) -> None:
         9.0,
         "scheduled",
     )
-    assert view.spec.requires == {"vram_gb": {">=": 24}}
+    assert (view.spec.requires, view.spec.tenant) == ({"vram_gb": {">=": 24}}, "acme")
+    assert "acme" in gateway("status", "mine").out
+    assert "tenant acme)" in gateway("explain", "mine").out
+    assert '"acme"' in gateway("events", "--job", "mine", "--json").out.replace("\\", "")
     again = gateway("submit", "simulation", "--idempotency-key", "k")
     assert (again.out, again.code) == ("mine\n", 0)
     assert "earlier job" in again.err

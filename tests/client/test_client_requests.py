@@ -58,6 +58,10 @@ def nested(levels: int) -> Any:
         ({"job_id": "a/b"}, "job_id 'a/b'"),
         ({"job_id": "{x}"}, "job_id '{x}'"),
         ({"job_id": "a\n"}, "job_id"),
+        ({"tenant": "a b"}, "tenant 'a b'"),
+        ({"tenant": "*"}, "tenant '*'"),
+        ({"tenant": "x" * 65}, "1 to 64"),
+        ({"tenant": None}, "tenant None"),
     ],
 )
 def test_malformed_requests_are_refused(changes: dict[str, Any], fragment: str) -> None:

@@ -118,7 +118,7 @@ class StoreModel:
         unfinished = sum(job.forget_ms is None for job in self.jobs.values())
         if unfinished >= self.limits.unfinished_max:
             return SubmitVerdict(SubmitStatus.FULL, item.job_id)
-        class_id = class_of(item.spec.service, item.spec.requires)[0].class_id
+        class_id = class_of(item.spec.service, item.spec.requires, item.spec.tenant)[0].class_id
         if class_id not in self.classes and len(self.classes) >= self.limits.classes_max:
             return SubmitVerdict(SubmitStatus.TOO_MANY_CLASSES, item.job_id)
         self.classes[class_id] = None
@@ -402,6 +402,6 @@ class StoreModel:
             job.recoveries, job.yields, job.worker_id, job.reference, int(job.cancel), job.progress,
             job.number, job.submitted_ms, job.enqueued_ms, job.ended_ms, job.avoid_worker,
             job.avoid_until_ms, "" if job.settled_epoch is None else job.settled_epoch, job.settled_kind,
-            job.idempotency_key, job.best, 0, "", 0, 0,
+            job.idempotency_key, job.best, 0, "", 0, 0, job.spec.tenant, job.spec.service,
         ]  # fmt: skip
         return [str(value) for value in values]

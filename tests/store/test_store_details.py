@@ -189,6 +189,6 @@ def test_a_record_is_a_flat_list_of_texts(bench: Bench) -> None:
     bench.submit([submission(0, 0, 0, "k0", 0.0, 1)])
     bench.claim([claim_request(1, 0, 1, [0])])
     row = msgspec.json.decode(bench.backends[0].client.hget(bench.keys.jobs, "j0"))
-    assert len(row) == 26
+    assert len(row) == 28
     assert all(isinstance(value, str) for value in row)
     assert int(row[2]) < 2**53

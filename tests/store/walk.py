@@ -21,13 +21,14 @@ from gateway.models import (
 from tests.store.bench import Bench
 
 #: One class more than the bench's limit allows.
-WISHES: list[tuple[str, dict[str, object]]] = [
-    ("image", {}),
-    ("image", {"vram_gb": {">=": 24}}),
-    ("text", {}),
-    ("audio", {}),
+#: One service for two tenants, one tenant in two services.
+WISHES: list[tuple[str, dict[str, object], str]] = [
+    ("image", {}, ""),
+    ("image", {"vram_gb": {">=": 24}}, "acme"),
+    ("text", {}, "acme"),
+    ("audio", {}, "zeta"),
 ]
-CLASS_IDS = [class_of(service, requires)[0].class_id for service, requires in WISHES]
+CLASS_IDS = [class_of(*wish)[0].class_id for wish in WISHES]
 JOB_IDS = [JobId(f"j{i}") for i in range(9)]
 WORKER_IDS = [WorkerId(f"w{i}") for i in range(3)]
 #: A tick, a moment, half a lease, just beyond a lease, the two retention times.
@@ -37,9 +38,14 @@ PROGRESS_VALUES = [0.0, 0.005, 0.3, 1.0]
 
 
 def submission(job: int, wish: int, priority: int, key: str, delay_s: float, max_attempts: int) -> Submission:
-    service, requires = WISHES[wish]
+    service, requires, tenant = WISHES[wish]
     spec = JobSpec(
-        service=service, requires=requires, priority=priority, max_attempts=max_attempts, payload={"n": job}
+        service=service,
+        requires=requires,
+        tenant=tenant,
+        priority=priority,
+        max_attempts=max_attempts,
+        payload={"n": job},
     )
     return Submission(job_id=JOB_IDS[job], spec=spec, idempotency_key=key, delay_s=delay_s)
 

@@ -139,6 +139,17 @@ def test_the_class_does_not_depend_on_the_writing(requires: dict[str, Any], shuf
     assert class_of("text", canonical)[0].class_id != job_class.class_id
 
 
+@given(REQUIRES)
+def test_every_tenant_has_classes_of_its_own(requires: dict[str, Any]) -> None:
+    """Jobs of two tenants never share an ordered set, and a class reads back with its tenant."""
+    canonical = _validated(requires)
+    if canonical is None:
+        return
+    found = [class_of("image", canonical, tenant) for tenant in ("", "acme", "zeta")]
+    assert len({job_class.class_id for job_class, _ in found}) == 3
+    assert [decode_class(one.class_id, encoded).tenant for one, encoded in found] == ["", "acme", "zeta"]
+
+
 @given(REQUIRES, CAPABILITIES)
 def test_more_predicates_never_match_more(requires: dict[str, Any], capabilities: dict[str, Any]) -> None:
     """All predicates must hold: every part of a requirement that matches, matches too."""

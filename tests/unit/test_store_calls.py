@@ -130,7 +130,7 @@ def test_a_submission_names_each_class_once() -> None:
     call = scripts.submit_call(KEYS, LIMITS, items)
     assert call.keys[9:] == [KEYS.pending("image"), KEYS.pending("text")]
     assert call.args[3] == 3
-    rows = [call.args[4 + 9 * i : 13 + 9 * i] for i in range(3)]
+    rows = [call.args[4 + 11 * i : 15 + 11 * i] for i in range(3)]
     assert [(row[0], row[2]) for row in rows] == [("a", 1), ("b", 2), ("c", 1)]
     assert [row[5] for row in rows] == [30 * SEQUENCE_LIMIT, 100 * SEQUENCE_LIMIT, 30 * SEQUENCE_LIMIT]
     assert rows[0][1] == scripts.encode_spec(SPEC)
@@ -184,7 +184,7 @@ def test_a_job_view_separates_result_and_error() -> None:
     def row(state: str) -> bytes:
         return msgspec.json.encode(
             [state, "9", "5", "image", "3", "1", "2", "0", "w", "r", "1", "0.5", "4", "10", "20", "30", "", "0", "",
-             "", "key", "0"]
+             "", "key", "0", "0", "", "0", "0", "acme", "image"]
         )  # fmt: skip
 
     done, dead, live = scripts.inspect_reply(

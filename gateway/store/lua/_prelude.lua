@@ -9,6 +9,7 @@ local NUMBER, SUBMITTED, ENQUEUED, ENDED, AVOID_WORKER, AVOID_UNTIL = 13, 14, 15
 local SETTLED_EPOCH, SETTLED_KIND, IDEMPOTENCY, BEST = 19, 20, 21, 22
 -- Deadline (ms; 0: none), unique key (hold_ms:key), parents not yet ended, whether jobs wait for this one (0/1).
 local EXPIRES, UNIQUE, PARENTS, CHILDREN = 23, 24, 25, 26
+local TENANT, SERVICE = 27, 28
 
 -- Integers as text, exact up to 2^53.
 local function int(number)
