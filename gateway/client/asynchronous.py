@@ -5,7 +5,7 @@ from __future__ import annotations
 import random as random_module
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -361,8 +361,8 @@ class AsyncClient:
         """Stop jobs: waiting ones end at once, running ones are told through their lease."""
         return await self.core.ops.cancel(job_ids)
 
-    async def events(self, after: str = OLDEST, *, follow: bool = True) -> AsyncIterator[Event]:
-        """The queue's events; arguments as of ``Client.events``."""
+    async def events(self, after: str = OLDEST, *, follow: bool = True) -> AsyncGenerator[Event, None]:
+        """The queue's events; arguments as of ``Client.events``. A reader that leaves early uses ``aclosing``."""
         cursor = await self.core.last_cursor() if after == "$" else after
         while True:
             events, cursor = await self.core.events_page(cursor, block_s=1.0 if follow else 0.0)
@@ -373,8 +373,10 @@ class AsyncClient:
 
     async def job_stream(
         self, job_id: str, after: str = OLDEST, *, follow: bool = True
-    ) -> AsyncIterator[StreamItem]:
+    ) -> AsyncGenerator[StreamItem, None]:
         """Progress and result chunks of one job until it has ended; arguments as of ``Client.job_stream``.
+
+        A reader that leaves before the end does so from within ``contextlib.aclosing``.
 
         Raises:
             JobNotFound: unknown, or its retention ended.
