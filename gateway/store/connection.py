@@ -254,12 +254,10 @@ class RedisLink:
             return None
 
     async def _wait_connected(self) -> None:
-        up = self._up
-        if up.is_set():
-            # The connection is dying but its task has not noticed yet: let it run.
-            await anyio.sleep(0.001)
-        else:
-            await up.wait()
+        if self._up.is_set():
+            # The connection is dying but its task has not noticed yet: its successor will be announced.
+            self._connection, self._up = None, anyio.Event()
+        await self._up.wait()
 
     async def script(self, call: ScriptCall, *, timeout_s: float | None = None) -> Any:
         """Run a script by its hash; after a Redis restart, when the hash is unknown, once more with its source."""
