@@ -18,7 +18,7 @@ class FaultKind(enum.StrEnum):
     UNREACHABLE = "unreachable"
     """No connection came about: nothing was sent."""
     LOCAL_OVERLOAD = "local_overload"
-    """Our own limit of connections was reached: nothing was sent."""
+    """Our own limit was reached: of connections (nothing was sent) or of buffered frames."""
     TIMEOUT = "timeout"
     NETWORK = "network"
     """The connection broke."""
@@ -89,6 +89,14 @@ class LocalOverload(ProtocolError):
     fault = FaultKind.LOCAL_OVERLOAD
 
 
+class ConsumerTooSlow(ProtocolError):
+    """Our own consumer took frames too slowly, and the buffer is full of frames that nothing may replace. The
+    connection was given up; what the peer did meanwhile is unknown.
+    """
+
+    fault = FaultKind.LOCAL_OVERLOAD
+
+
 class RequestTimeout(ProtocolError):
     """The peer was silent for too long. The outcome is unknown once anything was sent."""
 
@@ -103,6 +111,20 @@ class PeerClosed(ProtocolError):
     """
 
     fault = FaultKind.NETWORK
+
+
+class ClosedWithCode(PeerClosed):
+    """The peer closed a WebSocket with a code that says why (RFC 6455 §7.4).
+
+    Attributes:
+        code: the close code.
+        fault: what kind of trouble the code stands for; of this instance.
+    """
+
+    def __init__(self, message: str, *, code: int, fault: FaultKind, outcome_unknown: bool) -> None:
+        super().__init__(message, outcome_unknown=outcome_unknown)
+        self.code = code
+        self.fault = fault
 
 
 class NetworkFault(ProtocolError):

@@ -6,13 +6,15 @@ import contextlib
 import socket
 import struct
 import urllib.parse
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 import h11
 import msgspec
 import trio
+
+from protocols.http_upgrade import UpgradedStream
 
 #: SO_LINGER on with zero seconds: close sends RST instead of FIN.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -98,8 +100,12 @@ class Responder:
         request: ServerRequest,
         *,
         write_timeout_s: float,
+        take_over: Callable[[UpgradedStream], None],
+        make_room: Callable[[], None],
     ) -> None:
         self._stream = stream
+        self._take_over = take_over
+        self._make_room = make_room
         self._h11 = connection
         self.head_only = request.method == "HEAD"
         self._write_timeout_s = write_timeout_s
@@ -179,6 +185,31 @@ class Responder:
         self.begun = True
         self._h11.send_failed()
         await self._write(data)
+
+    async def upgrade(self, protocol: str, headers: Mapping[str, str] | None = None) -> UpgradedStream:
+        """Answer 101 and leave HTTP behind; the connection ends when the handler does.
+
+        From here on a peer that leaves does not cancel the handler: it shows as the end of the stream.
+
+        Args:
+            protocol: what is spoken now, as the request's ``Upgrade`` header asked.
+            headers: in addition.
+
+        Raises:
+            h11.LocalProtocolError: the request did not ask for an upgrade.
+            trio.BrokenResourceError: the peer left or accepts nothing any more.
+        """
+        fields: HeaderList = [("upgrade", protocol), ("connection", "Upgrade"), *(headers or {}).items()]
+        head = self._h11.send(
+            h11.InformationalResponse(status_code=101, headers=fields, reason="Switching Protocols")
+        )
+        self.begun = True
+        stream = UpgradedStream(write=self._write, close=self.close, make_room=self._make_room)
+        # No scheduling point in between, so that no byte after the request's own goes astray.
+        stream.feed(self._h11.trailing_data[0])
+        self._take_over(stream)
+        await self._write(head or b"")
+        return stream
 
     async def hang(self) -> NoReturn:
         """Never answer; ends when the peer leaves or the server stops."""

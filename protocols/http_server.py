@@ -1,7 +1,8 @@
 """A small HTTP/1.1 server on h11 and trio, for the gateway's own pages and for services that must misbehave.
 
 It serves any trio stream, notices while a handler runs that its peer left (and cancels the handler), and lets
-a handler break the protocol on purpose, down to single bytes. Not supported: pipelining, TLS, upgrades.
+a handler break the protocol on purpose, down to single bytes. A handler may upgrade its connection, for
+WebSocket with ``protocols.websocket_server``. Not supported: pipelining, TLS.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import trio
 
 from protocols.base import require_positive
 from protocols.http_responder import Responder, ServerRequest
+from protocols.http_upgrade import UpgradedStream
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +200,7 @@ class _Connection:
         self._room: trio.Event | None = None
         self._running: trio.CancelScope | None = None
         self._responder: Responder | None = None
+        self._upgraded: UpgradedStream | None = None
 
     async def receive(self) -> None:
         """Read until the peer leaves; then cancel the handler that may be running for it."""
@@ -210,13 +213,20 @@ class _Connection:
             if not data:
                 self._gone = True
                 self._wake()
+                if self._upgraded is not None:
+                    self._upgraded.end()
                 # When the handler closed the connection itself, it may still have something to finish.
-                if self._running is not None and not (self._responder is not None and self._responder.closed):
+                elif self._running is not None and not (
+                    self._responder is not None and self._responder.closed
+                ):
                     self._running.cancel()
                 return
             if self._discarding:
                 continue
-            self._h11.receive_data(bytes(data))
+            if self._upgraded is None:
+                self._h11.receive_data(bytes(data))
+            else:
+                self._upgraded.feed(bytes(data))
             self._unread_bytes += len(data)
             self._wake()
             # A peer that sends on and on while nobody consumes must not fill our memory; its leaving is then
@@ -284,6 +294,11 @@ class _Connection:
             self._arrival.set()
             self._arrival = None
 
+    def _take_over(self, stream: UpgradedStream) -> None:
+        self._upgraded = stream
+        if self._gone:
+            stream.end()
+
     def _make_room(self) -> None:
         self._unread_bytes = 0
         if self._room is not None:
@@ -293,7 +308,14 @@ class _Connection:
     async def _handle(self, request: ServerRequest) -> bool:
         """Run the handler; whether the connection can take another request."""
         self._statistics.requests += 1
-        responder = Responder(self._stream, self._h11, request, write_timeout_s=self._limits.write_timeout_s)
+        responder = Responder(
+            self._stream,
+            self._h11,
+            request,
+            write_timeout_s=self._limits.write_timeout_s,
+            take_over=self._take_over,
+            make_room=self._make_room,
+        )
         self._responder = responder
         with trio.CancelScope() as self._running:
             # A peer that left already still gets its request begun, up to the handler's first checkpoint:
@@ -310,6 +332,7 @@ class _Connection:
                 await self._handler_failed(request, responder, exc)
         if self._running.cancelled_caught:
             self._statistics.abandoned += 1
+        self._upgraded = None
         self._running = None
         self._responder = None
         states = self._h11.states

@@ -1,0 +1,495 @@
+"""The WebSocket adapter over real sockets: bounded waits, a reader that never waits, typed ends."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import socket as socket_module
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from protocols.base import Endpoint
+from protocols.conflate import Frame
+from protocols.errors import (
+    AuthRejected,
+    BodyTooLarge,
+    ClosedWithCode,
+    ConnectFailed,
+    ConnectRefused,
+    ConnectTimeout,
+    ConsumerTooSlow,
+    FaultKind,
+    InvalidRequest,
+    NotFound,
+    PeerClosed,
+    ProtocolError,
+    ProtocolViolation,
+    RateLimited,
+    RequestTimeout,
+    ServerFailure,
+    Unavailable,
+)
+from protocols.http_responder import Responder, ServerRequest
+from protocols.websocket import WebSocketAdapter
+from protocols.websocket_link import WebSocket, WebSocketLimits
+from protocols.websocket_server import ServerWebSocket, WebSocketEnded, accept_websocket
+from tests.protocols.conftest import Serve
+
+Script = Callable[[ServerWebSocket], Awaitable[None]]
+PATIENCE_S = 20
+
+
+@contextlib.asynccontextmanager
+async def adapter_to(url: str, limits: WebSocketLimits | None = None) -> AsyncIterator[WebSocketAdapter]:
+    adapter = WebSocketAdapter(Endpoint.parse(url), limits=limits)
+    with trio.fail_after(PATIENCE_S):
+        async with adapter:
+            yield adapter
+    assert adapter.statistics().connections == 0
+
+
+async def fault_of(
+    adapter: WebSocketAdapter,
+    use: Callable[[WebSocket], Awaitable[object]] = WebSocket.receive,
+    *,
+    path: str = "/",
+    headers: dict[str, str] | None = None,
+    inactivity_s: float | None = None,
+) -> ProtocolError:
+    """The fault of one connection, which must fail."""
+    try:
+        async with adapter.connect(path, headers=headers, inactivity_s=inactivity_s) as link:
+            await use(link)
+    except ProtocolError as fault:
+        return fault
+    raise AssertionError("no fault")
+
+
+def playing(script: Script) -> Callable[[ServerRequest, Responder], Awaitable[None]]:
+    """A handler that accepts every handshake and plays a script."""
+
+    async def handle(request: ServerRequest, responder: Responder) -> None:
+        socket = await accept_websocket(request, responder)
+        if socket is not None:
+            with contextlib.suppress(WebSocketEnded):
+                await script(socket)
+
+    return handle
+
+
+async def echo(socket: ServerWebSocket) -> None:
+    while True:
+        await socket.send(await socket.receive())
+
+
+async def test_messages_come_back_as_they_were(serve: Serve) -> None:
+    """Text stays text, binary stays binary, of any size within the bounds."""
+    handle = await serve(playing(echo))
+    messages: list[Frame] = ["", "ä€", b"", b"\x00\xff", "x" * 70_000, bytes(3_200_000)]
+    async with adapter_to(handle.url) as adapter, adapter.connect("/ws?clientId=1") as link:
+        for message in messages:
+            await link.send(message)
+            assert await link.receive() == message
+        assert link.frames == len(messages)
+
+
+async def test_one_port_serves_http_and_websocket(serve: Serve) -> None:
+    """A handler answers a handshake with headers of its own, sees those of the client, and serves HTTP beside it."""
+    seen: list[ServerRequest] = []
+
+    async def handle(request: ServerRequest, responder: Responder) -> None:
+        seen.append(request)
+        if request.path == "/plain":
+            await responder.send_bytes(200, b"plain")
+            return
+        socket = await accept_websocket(request, responder, headers={"x-who": "me"})
+        assert socket is not None
+        with contextlib.suppress(WebSocketEnded):
+            await echo(socket)
+
+    handle_ = await serve(handle)
+    async with adapter_to(handle_.url) as adapter:
+        async with adapter.connect("/ws?a=1", headers={"traceparent": "00-ab"}) as link:
+            assert link.headers["x-who"] == "me"
+            await link.send("x")
+            assert await link.receive() == "x"
+        stream = await trio.open_tcp_stream(handle_.host, handle_.port)
+        async with stream:
+            await stream.send_all(b"GET /plain HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert b"plain" in await stream.receive_some()
+            # The same connection then asks for a WebSocket, badly.
+            await stream.send_all(b"GET /ws HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 426 ")
+    assert seen[0].query == "a=1"
+    assert seen[0].headers["traceparent"] == "00-ab"
+
+
+async def test_a_peer_that_is_silent_at_the_handshake_is_left(serve: Serve) -> None:
+    """A peer that takes the connection and never answers costs no more than connect_timeout_s."""
+
+    async def hang(_request: ServerRequest, responder: Responder) -> None:
+        await responder.hang()
+
+    handle = await serve(hang)
+    began = trio.current_time()
+    async with adapter_to(handle.url, WebSocketLimits(connect_timeout_s=0.3)) as adapter:
+        fault = await fault_of(adapter)
+    assert type(fault) is ConnectTimeout
+    assert not fault.outcome_unknown
+    assert trio.current_time() - began < 5
+
+
+@pytest.mark.parametrize("scheme", ["ws", "wss"])
+async def test_a_peer_that_leaves_or_babbles_at_the_handshake_is_a_fault(
+    nursery: trio.Nursery, scheme: str
+) -> None:
+    """However a handshake goes wrong, it ends at once with a typed fault that leaves no outcome unknown."""
+    answers = {
+        b"": PeerClosed,
+        b"SSH-2.0-OpenSSH\r\n": ProtocolViolation,
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n": ProtocolViolation,
+        b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok": ProtocolError,
+        b"HTTP/1.1 503 Busy\r\ncontent-length: 900\r\n\r\ncut": Unavailable,
+        b"HTTP/1.0 404 Gone\r\n\r\nuntil the end": NotFound,
+        b"HTTP/1.1 403 No\r\ntransfer-encoding: chunked\r\n\r\n"
+        + b"ffff\r\n"
+        + b"x" * 0xFFFF
+        + b"\r\n" * 1: AuthRejected,
+    }
+    for answer, kind in answers.items():
+
+        async def play(stream: trio.SocketStream, answer: bytes = answer) -> None:
+            async with stream:
+                if scheme == "ws":
+                    await stream.receive_some()
+                await stream.send_all(answer)
+
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, play, listeners)
+        async with adapter_to(f"{scheme}://127.0.0.1:{port}") as adapter:
+            fault = await fault_of(adapter)
+        assert isinstance(fault, kind if scheme == "ws" else ConnectFailed), answer
+        assert not fault.outcome_unknown
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "fault"),
+    [
+        (401, AuthRejected, FaultKind.AUTH),
+        (403, AuthRejected, FaultKind.AUTH),
+        (404, NotFound, FaultKind.NOT_FOUND),
+        (429, RateLimited, FaultKind.RATE_LIMITED),
+        (500, ServerFailure, FaultKind.SERVICE_ERROR),
+        (503, Unavailable, FaultKind.UNAVAILABLE),
+    ],
+)
+async def test_a_refused_handshake_is_classified_by_its_status(
+    serve: Serve, status: int, kind: type[ProtocolError], fault: FaultKind
+) -> None:
+    """A refusal is the leaf of its status, with the peer's wish, and nothing was asked of it yet."""
+
+    async def refuse(_request: ServerRequest, responder: Responder) -> None:
+        await responder.send_bytes(status, b"no", headers={"retry-after": "7"})
+
+    handle = await serve(refuse)
+    async with adapter_to(handle.url) as adapter:
+        caught = await fault_of(adapter)
+        assert adapter.statistics().faults == {fault: 1}
+    assert type(caught) is kind
+    assert caught.retry_after_s == 7.0
+    assert not caught.outcome_unknown
+
+
+async def test_nobody_listens() -> None:
+    """A port nobody listens on is refused, and nothing was sent."""
+    with socket_module.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        async with adapter_to(f"ws://127.0.0.1:{reserved.getsockname()[1]}") as adapter:
+            assert type(await fault_of(adapter)) is ConnectRefused
+            report = await adapter.health("/")
+    assert not report.healthy
+    assert report.fault is FaultKind.UNREACHABLE
+
+
+async def test_an_illegal_path_or_header_is_our_own_fault(serve: Serve) -> None:
+    """What HTTP cannot carry is refused before anything is sent."""
+    handle = await serve(playing(echo))
+    async with adapter_to(handle.url) as adapter:
+        for path, headers in (("no-slash", {}), ("/a b", {}), ("/", {"x": "a\r\nb"})):
+            assert type(await fault_of(adapter, path=path, headers=headers)) is InvalidRequest
+
+
+async def test_a_message_beyond_the_bound_ends_the_connection(serve: Serve) -> None:
+    """An oversize message is a fault of its own kind, and is never held."""
+
+    async def boast(socket: ServerWebSocket) -> None:
+        await socket.send(bytes(2_000_000))
+        await socket.receive()
+
+    handle = await serve(playing(boast))
+    async with adapter_to(handle.url, WebSocketLimits(message_bytes_max=1_000_000)) as adapter:
+        assert type(await fault_of(adapter)) is BodyTooLarge
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "fault"),
+    [
+        (1000, PeerClosed, FaultKind.NETWORK),
+        (1001, PeerClosed, FaultKind.NETWORK),
+        (1002, ProtocolViolation, FaultKind.PROTOCOL),
+        (1008, ClosedWithCode, FaultKind.VALIDATION),
+        (1011, ClosedWithCode, FaultKind.SERVICE_ERROR),
+        (1012, ClosedWithCode, FaultKind.UNAVAILABLE),
+        (3000, ClosedWithCode, FaultKind.AUTH),
+        (4999, PeerClosed, FaultKind.NETWORK),
+    ],
+)
+async def test_a_close_code_says_what_kind_of_trouble_it_is(
+    serve: Serve, code: int, kind: type[ProtocolError], fault: FaultKind
+) -> None:
+    """Messages before a close are delivered; then the code decides, and the outcome is unknown once we sent."""
+
+    async def part(socket: ServerWebSocket) -> None:
+        await socket.receive()
+        await socket.send("last words")
+        await socket.close(code, "bye")
+
+    async def listen(link: WebSocket) -> None:
+        await link.send("go")
+        assert await link.receive() == "last words"
+        await link.receive()
+
+    handle = await serve(playing(part))
+    async with adapter_to(handle.url) as adapter:
+        caught = await fault_of(adapter, listen)
+    assert type(caught) is kind
+    assert caught.fault is fault
+    assert caught.outcome_unknown
+
+
+async def test_a_reset_is_a_closed_connection(serve: Serve) -> None:
+    """A reset ends every wait with PeerClosed, whose outcome is unknown once anything was sent."""
+
+    async def reset(socket: ServerWebSocket) -> None:
+        await socket.receive()
+        await socket.abort()
+
+    async def receive(link: WebSocket) -> None:
+        await link.send("go")
+        await link.receive()
+
+    async def send(link: WebSocket) -> None:
+        await link.send("go")
+        await link.ended.wait()
+        await link.send("into the void")
+
+    handle = await serve(playing(reset))
+    async with adapter_to(handle.url) as adapter:
+        for use in (receive, send):
+            fault = await fault_of(adapter, use)
+            assert type(fault) is PeerClosed
+            assert fault.outcome_unknown
+
+
+async def test_bytes_that_are_no_frame_are_a_violation(serve: Serve) -> None:
+    """Garbage on the wire, or text that is not UTF-8, is the peer's violation."""
+    for garbage in (b"\xff\xff\xff\xff", b"\x81\x02\xff\xfe", b"\x83\x00"):
+
+        async def babble(socket: ServerWebSocket, garbage: bytes = garbage) -> None:
+            await socket.send_raw(garbage)
+            await socket.receive()
+
+        handle = await serve(playing(babble))
+        async with adapter_to(handle.url) as adapter:
+            assert type(await fault_of(adapter)) is ProtocolViolation
+
+
+async def test_a_frozen_peer_is_noticed_by_its_missing_pong(serve: Serve) -> None:
+    """A half-open connection ends within ping_every_s and ping_timeout_s, whoever waits on it."""
+    handle = await serve(playing(ServerWebSocket.silence))
+    limits = WebSocketLimits(ping_every_s=0.1, ping_timeout_s=0.3)
+    async with adapter_to(handle.url, limits) as adapter:
+        assert type(await fault_of(adapter, WebSocket.receive)) is RequestTimeout
+        assert type(await fault_of(adapter, WebSocket.ping)) is RequestTimeout
+        report = await adapter.health("/")
+    assert report.fault is FaultKind.TIMEOUT
+
+
+async def test_a_ping_ends_when_the_connection_does(serve: Serve) -> None:
+    """A ping on a connection that breaks meanwhile does not wait for ever."""
+
+    async def vanish(socket: ServerWebSocket) -> None:
+        await trio.sleep(0.05)
+        await socket.abort()
+
+    async def ping(link: WebSocket) -> None:
+        while True:
+            await link.ping()
+
+    handle = await serve(playing(vanish))
+    async with adapter_to(handle.url, WebSocketLimits(ping_timeout_s=0.3)) as adapter:
+        assert isinstance(await fault_of(adapter, ping), PeerClosed | RequestTimeout)
+
+
+async def test_a_peer_that_only_answers_pings_runs_into_the_inactivity_limit(serve: Serve) -> None:
+    """Without messages a live peer counts as dead after inactivity_s, and not before."""
+
+    async def receive(socket: ServerWebSocket) -> None:
+        await socket.receive()
+
+    handle = await serve(playing(receive))
+    async with adapter_to(handle.url, WebSocketLimits(ping_every_s=0.05)) as adapter:
+        began = trio.current_time()
+        assert type(await fault_of(adapter, inactivity_s=0.4)) is RequestTimeout
+        assert trio.current_time() - began >= 0.4
+
+
+async def test_a_slow_consumer_gets_the_newest_of_what_may_be_replaced(serve: Serve) -> None:
+    """Replaceable messages are conflated by key, all others arrive, in order, and pings are answered meanwhile."""
+    flood = 5_000
+
+    async def hurry(socket: ServerWebSocket) -> None:
+        await socket.receive()
+        for number in range(flood):
+            await socket.send(struct.pack(">I", number))
+        await socket.send("done")
+        await socket.receive()
+
+    handle = await serve(playing(hurry))
+    limits = WebSocketLimits(frames_max=16)
+
+    def numbers_are_replaced(frame: Frame) -> str | None:
+        return "number" if isinstance(frame, bytes) else None
+
+    async with (
+        adapter_to(handle.url, limits) as adapter,
+        adapter.connect("/", key_of=numbers_are_replaced) as link,
+    ):
+        await link.send("go")
+        while link.frames < flood + 1:
+            await link.ping()
+        assert await link.receive() == struct.pack(">I", flood - 1)
+        assert await link.receive() == "done"
+
+
+async def test_messages_that_must_not_be_dropped_and_find_no_room_are_a_fault(serve: Serve) -> None:
+    """An overflow of unreplaceable messages is ConsumerTooSlow, after those that were held."""
+
+    async def hurry(socket: ServerWebSocket) -> None:
+        for number in range(40):
+            await socket.send(str(number))
+        await socket.receive()
+
+    received: list[Frame] = []
+
+    async def dawdle(link: WebSocket) -> None:
+        await link.ended.wait()
+        while True:
+            received.append(await link.receive())
+
+    handle = await serve(playing(hurry))
+    async with adapter_to(handle.url, WebSocketLimits(frames_max=16)) as adapter:
+        assert type(await fault_of(adapter, dawdle)) is ConsumerTooSlow
+    assert received == [str(number) for number in range(16)]
+
+
+async def test_a_frozen_peer_does_not_hold_the_end_of_a_finished_job(serve: Serve) -> None:
+    """Closing takes disconnect_timeout_s at most when the peer does not answer."""
+    handle = await serve(playing(ServerWebSocket.silence))
+    async with adapter_to(handle.url, WebSocketLimits(disconnect_timeout_s=0.2)) as adapter:
+        async with adapter.connect("/"):
+            began = trio.current_time()
+        assert trio.current_time() - began < 5
+
+
+async def test_a_healthy_peer_accepts_and_answers_a_ping(serve: Serve) -> None:
+    """Health is the handshake and a pong."""
+
+    async def receive(socket: ServerWebSocket) -> None:
+        await socket.receive()
+
+    handle = await serve(playing(receive))
+    async with adapter_to(handle.url) as adapter:
+        report = await adapter.health("/ws")
+    assert report.healthy
+    assert report.latency_s < math.inf
+
+
+async def test_leaving_by_cancellation_is_noticed_by_the_peer(serve: Serve) -> None:
+    """A cancelled user cuts the connection; the peer's receive ends, whatever it was doing."""
+    ends_in, ends = trio.open_memory_channel[int](2)
+
+    async def note(socket: ServerWebSocket) -> None:
+        try:
+            await socket.receive()
+        except WebSocketEnded as ended:
+            ends_in.send_nowait(ended.code)
+
+    handle = await serve(playing(note))
+    async with adapter_to(handle.url) as adapter:
+        with trio.move_on_after(0.2):
+            async with adapter.connect("/") as link:
+                await link.receive()
+        assert await ends.receive() == 1006
+        async with adapter.connect("/"):
+            pass
+        assert await ends.receive() == 1000
+
+
+@pytest.mark.limit_s(120)
+async def test_a_thousand_cancels_leak_nothing(serve: Serve) -> None:
+    """However users are cancelled, at any moment, no slot, socket or task stays behind, and the next one is served."""
+    handle = await serve(playing(echo))
+    dice = random.Random(7)
+    before = trio.lowlevel.current_statistics().tasks_living
+
+    async def use(adapter: WebSocketAdapter, after_s: float) -> None:
+        with trio.move_on_after(after_s):
+            async with adapter.connect("/") as link:
+                await link.send("x" * 2000)
+                await link.receive()
+                await link.receive()
+
+    limits = WebSocketLimits(queue_timeout_s=60, connect_timeout_s=60, ping_timeout_s=60)
+    adapter = WebSocketAdapter(Endpoint.parse(handle.url), limits=limits)
+    async with adapter, trio.open_nursery() as users:
+        for _ in range(1000):
+            users.start_soon(use, adapter, dice.uniform(0, 1.0))
+    assert adapter.statistics().connections == 0
+    assert 0 < adapter.statistics().connects < 1000
+    with trio.fail_after(PATIENCE_S):
+        while handle.statistics.connections or trio.lowlevel.current_statistics().tasks_living > before:
+            await trio.testing.wait_all_tasks_blocked()
+    async with adapter_to(handle.url) as again, again.connect("/") as link:
+        await link.send("still")
+        assert await link.receive() == "still"
+
+
+async def test_closing_the_adapter_ends_its_connections(serve: Serve) -> None:
+    """aclose cuts what is open; its user gets a fault, and nothing new opens."""
+    handle = await serve(playing(echo))
+    adapter = WebSocketAdapter(Endpoint.parse(handle.url))
+    with trio.fail_after(PATIENCE_S):
+
+        async def cut(link: WebSocket) -> None:
+            await adapter.aclose()
+            await link.receive()
+
+        assert type(await fault_of(adapter, cut)) is PeerClosed
+        assert type(await fault_of(adapter)) is InvalidRequest
+
+
+async def test_an_exception_of_the_user_comes_out_as_it_is(serve: Serve) -> None:
+    """What the block raises is not wrapped in a group, and the connection is cut."""
+    handle = await serve(playing(echo))
+    async with adapter_to(handle.url) as adapter:
+        with pytest.raises(ZeroDivisionError):
+            async with adapter.connect("/"):
+                raise ZeroDivisionError
