@@ -13,12 +13,24 @@ import typer
 from simulator import cli_certify, cli_fleet, cli_mutants
 
 if TYPE_CHECKING:
+    from simulator.dialects.catalogue import Dialect
     from simulator.faults import FaultPlan
+    from simulator.serving import Ready
 
 EXIT_USAGE = 2
-#: The port the simulated HTTP service always had.
-BASE_PORT_DEFAULT = 8299
 INSTANCES_MAX = 1_000
+
+PortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--base-port",
+        "--port",
+        min=0,
+        max=65_535,
+        help="Port of the first instance, the next ones follow; 0: free ports. Without it each dialect begins at its "
+        "service's usual port: 8299 for the simulated service, 8188 for ComfyUI, ...",
+    ),
+]
 
 app = typer.Typer(
     name="simulator",
@@ -65,6 +77,10 @@ def _read_plan(file: Path | None, assignments: list[str], *, quiet: bool) -> Fau
         "[bold]Examples[/bold]\n\n"
         "[dim]# Two instances on ports 8299 and 8300, with the default 4 % faults[/dim]\n\n"
         "simulator serve --http --instances 2\n\n"
+        "[dim]# A ComfyUI that loses half of its completions, where ComfyUI listens[/dim]\n\n"
+        "simulator serve --dialect comfyui --port 8188 --fault lost_completion_rate=0.5\n\n"
+        "[dim]# Several kinds of services at once, on free ports[/dim]\n\n"
+        "simulator serve --dialect openai --dialect a1111 --grpc --base-port 0\n\n"
         "[dim]# No faults but one, the same way every time[/dim]\n\n"
         "simulator serve --http --no-faults --fault lost_completion_rate=0.5 --seed 7\n\n"
         "[dim]# Half of all requests fail during the first 30 seconds, then none[/dim]\n\n"
@@ -75,23 +91,34 @@ def _read_plan(file: Path | None, assignments: list[str], *, quiet: bool) -> Fau
         "curl -X PUT 127.0.0.1:8299/control/faults -d '{\"hang_rate\": 0.1}'\n\n"
         "curl -X POST 127.0.0.1:8299/control/restart\n\n"
         "curl 127.0.0.1:8299/journal/summary\n\n"
+        "Services over gRPC have a listener of their own for these; its address is told at the start.\n\n"
         "[bold]Exit codes[/bold]\n\n"
-        "0 stopped by SIGTERM or SIGINT · 2 bad option, bad fault, busy port or unwritable journal"
+        "0 stopped by SIGTERM or SIGINT · 2 bad option, unknown dialect, bad fault, busy port or unwritable journal"
     )
 )
 def serve(
-    http: Annotated[bool, typer.Option("--http/--no-http", help="Serve over HTTP.")] = True,
-    instances: Annotated[
-        int, typer.Option(min=1, max=INSTANCES_MAX, help="How many instances, each on a port of its own.")
-    ] = 1,
-    base_port: Annotated[
-        int,
+    http: Annotated[
+        bool | None,
         typer.Option(
-            min=0, max=65_535, help="Port of the first instance, the next ones follow; 0: free ports."
+            "--http/--no-http", help="Serve the simulated service over HTTP; what you get by default."
         ),
-    ] = BASE_PORT_DEFAULT,
+    ] = None,
+    websocket: Annotated[
+        bool, typer.Option("--websocket", help="Serve the simulated service over WebSocket.")
+    ] = False,
+    grpc: Annotated[bool, typer.Option("--grpc", help="Serve the simulated service over gRPC.")] = False,
+    dialect: Annotated[
+        list[str] | None,
+        typer.Option(help="Serve this dialect; may be repeated. An unknown one lists those there are."),
+    ] = None,
+    instances: Annotated[
+        int, typer.Option(min=1, max=INSTANCES_MAX, help="How many of each, each on a port of its own.")
+    ] = 1,
+    base_port: PortOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    name: Annotated[str, typer.Option(help="Instances are called NAME-0, NAME-1, ...")] = "simulation",
+    name: Annotated[
+        str, typer.Option(help="Instances are called NAME-0, NAME-1, ...; by default after their dialects.")
+    ] = "",
     seed: Annotated[int, typer.Option(help="Repeats the same decisions for the same calls.")] = 0,
     faults: Annotated[
         Path | None, typer.Option(help="TOML file of knobs, at its top or in a table named faults.")
@@ -112,43 +139,55 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line when ready, for scripts.")] = False,
 ) -> None:
     """Serve simulated services on real sockets until SIGTERM or SIGINT."""
-    from simulator.serving import Fleet, JournalFile, Ready, StartError, serve_fleet
+    from simulator.dialects.catalogue import DialectError
+    from simulator.serving import Fleet, JournalFile, StartError, serve_fleet
 
-    def say_ready(ready: list[Ready]) -> None:
-        if as_json:
-            typer.echo(
-                json.dumps(
-                    {
-                        "ready": True,
-                        "pid": os.getpid(),
-                        "instances": [dataclasses.asdict(one) for one in ready],
-                    }
-                )
-            )
-            return
-        for instance in ready:
-            typer.echo(f"{instance.instance} listening on {instance.url}")
-
-    if not http:
-        raise _refuse("nothing to serve: leave out --no-http")
+    chosen = _chosen(http, websocket=websocket, grpc=grpc, named=dialect or [])
     plan = _read_plan(faults, fault or [], quiet=no_faults)
-    if base_port and base_port + instances - 1 > 65_535:
-        raise _refuse(f"--base-port {base_port} leaves no ports for {instances} instances")
-    fleet = Fleet(
-        instances=instances,
-        base_port=base_port,
-        host=host,
-        name=name,
-        seed=seed,
-        plan=plan,
-        slots=slots,
-        duration_s=duration_s,
-    )
     try:
+        fleet = Fleet(
+            dialects=_dialects(chosen),
+            instances=instances,
+            base_port=base_port,
+            host=host,
+            name=name,
+            seed=seed,
+            plan=plan,
+            slots=slots,
+            duration_s=duration_s,
+        )
         with JournalFile(journal) as sink:
-            serve_fleet(fleet, sink, say_ready)
-    except StartError as error:
+            serve_fleet(fleet, sink, _say_ready_json if as_json else _say_ready)
+    except (StartError, DialectError) as error:
         raise _refuse(str(error)) from None
+
+
+def _chosen(http: bool | None, *, websocket: bool, grpc: bool, named: list[str]) -> list[str]:
+    """Names of the dialects to serve, each once; without any wish the simulated service over HTTP."""
+    flags = {"simulation-http": http, "simulation-websocket": websocket, "simulation-grpc": grpc}
+    names = [name for name, wanted in flags.items() if wanted] + named
+    if not names and http is None:
+        names = ["simulation-http"]
+    if not names:
+        raise _refuse("nothing to serve: leave out --no-http, or name a --dialect")
+    return list(dict.fromkeys(names))
+
+
+def _dialects(names: list[str]) -> tuple[Dialect, ...]:
+    from simulator.dialects.catalogue import dialect
+
+    return tuple(dialect(name) for name in names)
+
+
+def _say_ready(ready: list[Ready]) -> None:
+    for one in ready:
+        steered = "" if one.control_url.endswith(f":{one.port}") else f" (control at {one.control_url})"
+        typer.echo(f"{one.instance} listening on {one.url}{steered}")
+
+
+def _say_ready_json(ready: list[Ready]) -> None:
+    instances = [dataclasses.asdict(one) for one in ready]
+    typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "instances": instances}))
 
 
 @app.command(name="faults")

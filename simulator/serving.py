@@ -15,11 +15,13 @@ import msgspec
 import trio
 
 from gateway.connectors.simulation.wire import JournalEntry, encode
-from protocols.http_server import ServerHandle
+from simulator.dialects.catalogue import Dialect, Listening, Twin
 from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
 from simulator.seeding import streams
-from simulator.services.http import SimulationHTTPService
+from simulator.services.control import serve_control
+
+PORT_MAX = 65_535
 
 
 class StartError(Exception):
@@ -28,10 +30,19 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What to serve: so many instances on consecutive ports (or free ones, with ``base_port`` 0)."""
+    """What to serve.
 
+    Attributes:
+        dialects: what is spoken; each by so many ``instances``.
+        base_port: port of the first instance of all, the others follow; 0 for free ones. None: each dialect begins at
+            the port where such services listen.
+        name: the instances are called ``NAME-0`` and so on; empty: after their dialects.
+        duration_s: how long a job takes that does not say, seconds.
+    """
+
+    dialects: tuple[Dialect, ...]
     instances: int
-    base_port: int
+    base_port: int | None
     host: str
     name: str
     seed: int
@@ -42,13 +53,49 @@ class Fleet:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """One listening instance."""
+    """One listening instance; ``control_url`` is where it is steered and its journal is read, over HTTP."""
 
     instance: str
+    dialect: str
     protocol: str
     host: str
     port: int
     url: str
+    control_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One instance before it listens: which dialect, under which name, on which port (0: a free one)."""
+
+    dialect: Dialect
+    instance: str
+    port: int
+
+
+def places(fleet: Fleet) -> list[Place]:
+    """All instances of a fleet, in the order of their dialects.
+
+    Raises:
+        StartError: there are not enough ports, or two instances would have one.
+    """
+    found: list[Place] = []
+    for dialect in fleet.dialects:
+        for index in range(fleet.instances):
+            number = len(found) if fleet.name else index
+            port = dialect.port + index if fleet.base_port is None else fleet.base_port + len(found)
+            name = fleet.name or dialect.instance_name
+            found.append(Place(dialect, f"{name}-{number}", port if fleet.base_port != 0 else 0))
+    taken: dict[int, str] = {}
+    for place in found:
+        if place.port > PORT_MAX:
+            raise StartError(f"--base-port {found[0].port} leaves no ports for {len(found)} instances")
+        if place.port and place.port in taken:
+            raise StartError(
+                f"port {place.port} is wanted by {taken[place.port]} and by {place.instance}; name a --base-port"
+            )
+        taken[place.port] = place.instance
+    return found
 
 
 class JournalFile:
@@ -108,7 +155,7 @@ async def _serve(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
             async with trio.open_nursery() as nursery:
-                ready = [await _start(nursery, fleet, index, sink) for index in range(fleet.instances)]
+                ready = [await _start(nursery, fleet, place, sink) for place in places(fleet)]
                 on_ready(ready)
                 async for _signal in signals:
                     nursery.cancel_scope.cancel()
@@ -124,31 +171,30 @@ def _first(group: BaseExceptionGroup[StartError]) -> StartError:
 
 
 async def _start(
-    nursery: trio.Nursery, fleet: Fleet, index: int, sink: Callable[[str, JournalEntry], None] | None
+    nursery: trio.Nursery, fleet: Fleet, place: Place, sink: Callable[[str, JournalEntry], None] | None
 ) -> Ready:
     """Start one instance; returns when it listens."""
-    instance = f"{fleet.name}-{index}"
-    port = fleet.base_port + index if fleet.base_port else 0
-
+    instance, dialect = place.instance, place.dialect
     try:
         config = ServiceConfig(instance=instance, slots=fleet.slots, duration_s=fleet.duration_s)
+        make = dialect.load_twin()
     except ValueError as error:
         raise StartError(str(error)) from error
-    service = SimulationHTTPService(
+    twin: Twin = make(
         config,
         fleet.plan,
         random_for=streams(fleet.seed, instance),
         sink=None if sink is None else functools.partial(sink, instance),
     )
-
-    async def run(*, task_status: trio.TaskStatus[ServerHandle]) -> None:
-        await service.run(host=fleet.host, port=port, task_status=task_status)
-
     try:
-        handle: ServerHandle = await nursery.start(run)
+        handle: Listening = await nursery.start(functools.partial(twin.run, host=fleet.host, port=place.port))
+        control: Listening = handle
+        if not dialect.steered:
+            control = await nursery.start(functools.partial(serve_control, twin.shell, host=fleet.host))
     except* OSError as group:
-        raise StartError(_why_not(fleet.host, port, group)) from None
-    return Ready(instance, "http", handle.host, handle.port, handle.url)
+        raise StartError(_why_not(fleet.host, place.port, group)) from None
+    control_url = f"http://{control.url.partition('://')[2]}"
+    return Ready(instance, dialect.name, dialect.scheme, handle.host, handle.port, handle.url, control_url)
 
 
 def _why_not(host: str, port: int, group: BaseExceptionGroup[OSError]) -> str:

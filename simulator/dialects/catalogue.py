@@ -101,6 +101,7 @@ class Dialect:
         payload: makes a job's payload out of the work it is to be, as ``"module:function"`` or the function itself.
         options: the connectors' options under test, chosen short so that a silence is noticed soon.
         streams: whether the twin is served over any byte stream, under virtual time; else over real sockets.
+        steered: whether the twin answers journal and control verbs on its own port; else it gets a listener for them.
         cannot: what this service cannot be asked for, by need of the contract suite, each with the reason.
         cannot_by_connector: the same for single connectors.
         secrets: options that hold a credential, with one to try; no error may ever repeat it.
@@ -115,10 +116,16 @@ class Dialect:
     payload: str | Callable[[WorkPayload], Any] = work_as_json
     options: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     streams: bool = True
+    steered: bool = True
     cannot: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     cannot_by_connector: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: _NOTHING)
     secrets: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     oversize_bytes: int = 72 * 1024 * 1024
+
+    @property
+    def instance_name(self) -> str:
+        """What instances are called when nobody names them; the simulated HTTP service was always ``simulation``."""
+        return self.name.removesuffix("-http")
 
     def load_twin(self) -> MakeTwin:
         """The class of its simulated instances.
