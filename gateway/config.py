@@ -1,7 +1,8 @@
-"""Configuration: one typed schema, one precedence (command line, environment, file, defaults), nothing silent.
+"""Configuration: one typed schema, one precedence, nothing silent.
 
-Unknown keys and impossible combinations are refused with the source, the key and the values named; a default is used
-only where a key is absent, never where a value is wrong.
+From weak to strong: defaults, file, environment, Redis (overrides for the whole fleet), command line. Unknown keys and
+impossible combinations are refused with the source, the key and the values named; a default is used only where a key
+is absent, never where a value is wrong. How sources are read and merged is in ``gateway.config_sources``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from gateway.breaker import BreakerPolicy, HealthPolicy
+from gateway.config_secrets import public
 from gateway.errors import ConfigError
 from gateway.retry import RetryPolicy
 from gateway.store.calls import StoreLimits
@@ -23,17 +33,34 @@ from gateway.store.keys import QueueKeys
 
 ENV_PREFIX = "GATEWAY_"
 ENV_DELIMITER = "__"
-#: Keys whose values are never shown.
-SECRET_KEY = re.compile(
-    r"url|token|secret|password|passwd|authorization|credential|api_?key|otlp_endpoint", re.IGNORECASE
-)
-HIDDEN = "(hidden)"
 #: Share of a lease that must stay as margin: 20 % clock drift broke a 10 % margin in simulation, 5 % did not.
 MARGIN_SHARE_MIN = 0.1
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 _WORKER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+#: A value that may be named by reference; by the time the schema sees it, it is text.
+Secret = Annotated[
+    SecretStr,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                *(
+                    {
+                        "type": "object",
+                        "properties": {kind: {"type": "string"}},
+                        "required": [kind],
+                        "additionalProperties": False,
+                    }
+                    for kind in ("env", "file")
+                ),
+            ]
+        }
+    ),
+]
 
 
 class Section(BaseModel):
@@ -236,7 +263,7 @@ class GatewayConfig(Section):
     """Everything a gateway process needs to know."""
 
     queue: str = "default"
-    redis_url: SecretStr = SecretStr("")
+    redis_url: Secret = SecretStr("")
     data_dir: Path | None = None
     machine: str = ""
     seed: int | None = None
@@ -295,26 +322,13 @@ class GatewayConfig(Section):
 
 def public_values(config: GatewayConfig) -> dict[str, Any]:
     """The merged values as JSON types, for people to see: secrets are hidden."""
-    return {key: _public(key, value) for key, value in config.model_dump(mode="json").items()} | {
-        "redis_url": _public_url(config.redis_url.get_secret_value())
-    }
+    shown = config.model_dump(mode="json") | {"redis_url": config.redis_url.get_secret_value()}
+    return {key: public(key, value) for key, value in shown.items()}
 
 
-def _public(key: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _public(name, item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_public(key, item) for item in value]
-    return HIDDEN if value and isinstance(value, str) and SECRET_KEY.search(key) else value
-
-
-def _public_url(url: str) -> str:
-    """A Redis URL without its credentials."""
-    if not url:
-        return ""
-    parts = urlsplit(url)
-    login = f"{HIDDEN}@" if "@" in parts.netloc else ""
-    return f"{parts.scheme}://{login}{parts.netloc.rpartition('@')[2]}{parts.path}"
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **GatewayConfig.model_json_schema()}
 
 
 def load_config(
@@ -323,7 +337,7 @@ def load_config(
     overrides: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> GatewayConfig:
-    """Read the configuration: defaults, then the file, then ``GATEWAY_…`` variables, then ``overrides``.
+    """Read the configuration without the fleet's overrides: defaults, file, ``GATEWAY_…`` variables, ``overrides``.
 
     Args:
         path: TOML file; None for no file.
@@ -333,6 +347,6 @@ def load_config(
     Raises:
         ConfigError: a source cannot be read, a key is unknown, a value or a combination is impossible.
     """
-    from gateway.config_sources import read_sources  # it needs this module, the schema
+    from gateway.config_sources import Sources  # it needs this module, the schema
 
-    return read_sources(path, overrides or {}, environment)
+    return Sources(path, overrides, environment=environment).load().config

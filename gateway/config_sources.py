@@ -1,183 +1,221 @@
-"""Where settings come from: file, environment and command line, merged, each mistake named with its source.
-
-The schema is in ``gateway.config``; only ``gateway.config.load_config`` uses this module.
-"""
+"""Where settings come from: file, environment, Redis, command line; merged, each value and mistake with its source."""
 
 from __future__ import annotations
 
-import difflib
-import json
+import enum
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, get_args, get_origin
+from pathlib import Path as FilePath
+from typing import Any
 
 import pydantic
-from pydantic import BaseModel
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import SecretStr
 
-from gateway.config import ENV_DELIMITER, ENV_PREFIX, SECRET_KEY, GatewayConfig
+from gateway.config import GatewayConfig, public_values
+from gateway.config_environment import read_environment
+from gateway.config_fleet import hash_key, read_fleet
+from gateway.config_paths import annotation_of, below, holds, leaves, merge, suggestion, text_of, value_at
+from gateway.config_secrets import HOW, SECRET_KEY, SecretProblem, inline_secrets, is_reference, resolve
+from gateway.config_toml import Path, line_numbers
 from gateway.errors import ConfigError
 
-#: Named by the command line tool itself: the configuration file to read.
-CONFIG_VARIABLE = "GATEWAY_CONFIG"
-_OTHER_VARIABLES = frozenset({CONFIG_VARIABLE})
+
+class Kind(enum.StrEnum):
+    """Kinds of sources, from weak to strong."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENVIRONMENT = "environment"
+    REDIS = "redis"
+    COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """One layer of settings.
+class Origin:
+    """Where one value came from.
 
     Attributes:
-        label: what errors call it.
-        values: its nested settings.
-        variables: for the environment, which variable set which path.
+        kind: the source.
+        place: file and line, variable, Redis key and field, or option; empty for a default.
     """
 
-    label: str
-    values: dict[str, Any]
-    variables: dict[tuple[str, ...], str] = field(default_factory=dict)
+    kind: Kind
+    place: str = ""
 
-    def holds(self, path: Sequence[str]) -> bool:
-        values: Any = self.values
-        for part in path:
-            if not isinstance(values, dict) or part not in values:
-                return False
-            values = values[part]
-        return True
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.place}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One source as read.
+
+    Attributes:
+        label: what errors call it when no place is known.
+        values: its nested settings.
+        places: file and line, variable, … of each path.
+        prefix: what errors put before a place.
+    """
+
+    kind: Kind
+    label: str
+    values: Mapping[str, Any]
+    places: Mapping[Path, str] = field(default_factory=dict)
+    prefix: str = ""
+
+    def place(self, path: Sequence[str]) -> str:
+        """The place of a path, of the nearest table around it, or of what lies below it; else empty."""
+        for length in range(len(path), 0, -1):
+            if found := self.places.get(tuple(path[:length])):
+                return found
+        inside = [name for key, name in self.places.items() if key[: len(path)] == tuple(path)]
+        return ", ".join(dict.fromkeys(inside))
 
     def name(self, path: Sequence[str]) -> str:
-        """The label, or the very variable that holds the path (or lies below it)."""
-        for length in range(len(path), 0, -1):
-            if variable := self.variables.get(tuple(path[:length])):
-                return f"{self.label} {variable}"
-        below = [name for key, name in self.variables.items() if key[: len(path)] == tuple(path)]
-        return f"{self.label} {', '.join(below)}" if below else self.label
+        """What errors call the source of a path."""
+        place = self.place(path) if path else ""
+        return f"{self.prefix}{place}" if place else self.label
 
 
-def _read_file(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A validated configuration and where each of its values came from."""
+
+    config: GatewayConfig
+    layers: tuple[Layer, ...]
+
+    def origin(self, path: Sequence[str]) -> Origin:
+        """Where the value at a path came from."""
+        for layer in reversed(self.layers):
+            if holds(layer.values, path):
+                return Origin(layer.kind, layer.place(path))
+        return Origin(Kind.DEFAULT)
+
+    def entries(self) -> Iterator[tuple[Path, Any, Origin]]:
+        """Each single value as people may see it, with its path and origin."""
+        for path, value in leaves(public_values(self.config)):
+            yield path, value, self.origin(path)
+
+
+class Sources:
+    """The sources of one process; the file is read again, the environment and the command line stay.
+
+    Args:
+        path: TOML file; None for none.
+        overrides: nested values of the command line, strongest.
+        options: the option that set a path, for errors and provenance.
+        environment: variables; the process's own if None.
+    """
+
+    def __init__(
+        self,
+        path: FilePath | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        options: Mapping[Path, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self._overrides = dict(overrides or {})
+        self._options = dict(options or {})
+        self._environment = dict(os.environ if environment is None else environment)
+
+    def load(self, fleet: Mapping[str, str] | None = None) -> Loaded:
+        """Read and merge all sources.
+
+        Args:
+            fleet: the queue's overrides in Redis, JSON by key; None when Redis was not asked.
+
+        Raises:
+            ConfigError: a source cannot be read, a key is unknown, a value or a combination is impossible.
+        """
+        layers = [] if self.path is None else [_read_file(self.path)]
+        values, variables = read_environment(self._environment)
+        layers.append(
+            Layer(Kind.ENVIRONMENT, "environment variable", values, variables, prefix="environment variable ")
+        )
+        command_line = Layer(
+            Kind.COMMAND_LINE, "command line", self._overrides, self._options, prefix="command line "
+        )
+        if fleet:
+            layers.append(_read_fleet([*layers, command_line], fleet))
+        layers.append(command_line)
+        for layer in layers:
+            _refuse_inline_secrets(layer)
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merged = merge(merged, layer.values)
+        try:
+            resolved = _resolve_secrets(merged, layers, self._environment)
+            return Loaded(GatewayConfig.model_validate(resolved), tuple(layers))
+        except pydantic.ValidationError as error:
+            raise _explain(error, layers) from None
+
+
+def _read_file(path: FilePath) -> Layer:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    places = {key: f"{path}:{line}" for key, line in line_numbers(text).items()}
+    return Layer(Kind.FILE, str(path), values, places)
 
 
-class _EnvironmentModel(GatewayConfig, BaseSettings):
-    """The schema as the environment source wants it; never instantiated."""
-
-    # Pydantic merges this with the schema's own; its type is a wider one.
-    model_config = SettingsConfigDict(  # type: ignore[mutable-override]
-        env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, case_sensitive=False, extra="forbid"
-    )
-
-
-class _EnvironmentSource(EnvSettingsSource):
-    """Reads the given variables instead of the process's own."""
-
-    def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables = {name.lower(): value for name, value in variables.items()}
-        super().__init__(_EnvironmentModel)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return {**self._variables}
+def _read_fleet(weaker: Sequence[Layer], fleet: Mapping[str, str]) -> Layer:
+    """The layer of Redis; which queue and which workers there are is decided by the other sources."""
+    queue, workers = GatewayConfig().queue, dict[str, None]()
+    for layer in weaker:
+        found = layer.values.get("queue", queue)
+        queue = found if isinstance(found, str) else queue
+        named = layer.values.get("workers")
+        workers |= dict.fromkeys(named) if isinstance(named, Mapping) else {}
+    values, places = read_fleet(fleet, list(workers), queue)
+    return Layer(Kind.REDIS, f"Redis {hash_key(queue)}", values, places, prefix="Redis ")
 
 
-def _below(annotation: Any, part: str) -> Any:
-    """The type one level down; None when there is no such level."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        info = annotation.model_fields.get(part)
-        return info.annotation if info else None
-    if get_origin(annotation) is dict:
-        value_type = get_args(annotation)[1]
-        # Below a dictionary of anything there is no schema to turn text into numbers by: JSON only.
-        return None if value_type is Any else value_type
-    return None
+def _refuse_inline_secrets(layer: Layer) -> None:
+    """Environment variables may hold a secret, all else names the place of one."""
+    if layer.kind is Kind.ENVIRONMENT:
+        return
+    for path in inline_secrets(layer.values):
+        raise ConfigError(
+            f"{layer.name(path)}: {text_of(path)}: a secret in plain text (value not shown); {HOW}"
+        )
 
 
-def _is_section(annotation: Any) -> bool:
-    return get_origin(annotation) is dict or (
-        isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    )
+def _resolve_secrets(
+    merged: Mapping[str, Any], layers: Sequence[Layer], environment: Mapping[str, str]
+) -> dict[str, Any]:
+    """The merged values with the secrets of our own schema looked up.
 
-
-def _suggestion(annotation: Any, part: str) -> str:
-    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return ""
-    known = sorted(annotation.model_fields)
-    for section in known:
-        rest = part.removeprefix(f"{section}_")
-        if rest != part and _below(annotation.model_fields[section].annotation, rest) is not None:
-            variable = f"{ENV_PREFIX}{section}{ENV_DELIMITER}{rest}".upper()
-            return f"; did you mean {section}.{rest} ({variable})?"
-    close = difflib.get_close_matches(part, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
-
-
-def _check_variable(name: str, value: str) -> tuple[str, ...]:
-    """The path that a variable sets.
-
-    Raises:
-        ConfigError: no such key, or its value should be JSON and is not.
+    Those in a connector's options stay references, so that no copy of the configuration holds them; that they can be
+    followed is checked all the same.
     """
-    path = tuple(name.removeprefix(ENV_PREFIX).lower().split(ENV_DELIMITER))
-    annotation: Any = GatewayConfig
-    for position, part in enumerate(path):
-        deeper = _below(annotation, part)
-        if deeper is None:
-            if get_origin(annotation) is dict:
-                whole = ENV_PREFIX + ENV_DELIMITER.join(path[:position]).upper()
-                raise ConfigError(f"environment variable {name}: set {whole} as one JSON object instead")
-            where = ".".join(path[: position + 1])
+    resolved = dict(merged)
+    for path, value in leaves(merged):
+        if not is_reference(value):
+            continue
+        own = annotation_of(path) is SecretStr
+        if not own and "options" not in path:
             raise ConfigError(
-                f"environment variable {name}: {where}: unknown key{_suggestion(annotation, part)}"
+                f"{_blame(path, layers)}: {text_of(path)}: takes no reference to a secret (value {value!r})"
             )
-        annotation = deeper
-    if _is_section(annotation):
         try:
-            decoded = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"environment variable {name}: {'.'.join(path)}: not valid JSON: {error.msg} "
-                f"(line {error.lineno} column {error.colno})"
-            ) from None
-        if not isinstance(decoded, dict):
-            raise ConfigError(f"environment variable {name}: {'.'.join(path)}: expected a JSON object")
-    return path
+            secret = resolve(value, environment)
+        except SecretProblem as problem:
+            raise ConfigError(f"{_blame(path, layers)}: {text_of(path)}: {problem}") from None
+        if own:
+            (name,) = path
+            resolved[name] = secret
+    return resolved
 
 
-def _read_environment(environment: Mapping[str, str]) -> _Source:
-    """Nested settings from variables such as ``GATEWAY_LEASE__LENGTH_S=20`` or ``GATEWAY_WORKERS={"a": {…}}``."""
-    variables = {
-        name: value
-        for name, value in sorted(environment.items())
-        if name.startswith(ENV_PREFIX)
-        and name not in _OTHER_VARIABLES
-        # An empty data directory means the platform's own, as everywhere else.
-        and not (name == f"{ENV_PREFIX}DATA_DIR" and not value)
-    }
-    paths: dict[tuple[str, ...], str] = {}
-    for name, value in variables.items():
-        path = _check_variable(name, value)
-        if path in paths:
-            raise ConfigError(f"environment variables {paths[path]} and {name} set the same key")
-        paths[path] = name
-    return _Source("environment variable", _EnvironmentSource(variables)(), paths)
-
-
-def _merge(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """``high`` over ``low``, section by section."""
-    merged = dict(low)
-    for key, value in high.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _explain(error: pydantic.ValidationError, sources: Sequence[_Source]) -> ConfigError:
+def _explain(error: pydantic.ValidationError, layers: Sequence[Layer]) -> ConfigError:
     """One part per mistake: where it stands, its name, what is wrong and, unless secret, the value."""
     parts = []
     for item in error.errors():
@@ -187,47 +225,24 @@ def _explain(error: pydantic.ValidationError, sources: Sequence[_Source]) -> Con
         if item["type"] == "extra_forbidden":
             annotation: Any = GatewayConfig
             for part in path[:-1]:
-                annotation = _below(annotation, part)
-            message = f"unknown key{_suggestion(annotation, path[-1])}"
+                annotation = below(annotation, part)
+            message = f"unknown key{suggestion(annotation, path[-1])}"
             shown = None
         secret = any(SECRET_KEY.search(part) or part == "options" for part in path)
         plain = isinstance(shown, str | int | float | bool) and not secret
         suffix = f" (value {str(shown)[:80]!r})" if plain else ""
-        parts.append(f"{_blame(path, sources)}: {'.'.join(path) or 'combination'}: {message}{suffix}")
+        parts.append(f"{_blame(path, layers)}: {text_of(path) or 'combination'}: {message}{suffix}")
     return ConfigError("; ".join(parts))
 
 
-def _blame(path: Sequence[str], sources: Sequence[_Source]) -> str:
+def _blame(path: Sequence[str], layers: Sequence[Layer]) -> str:
     """The sources that an error at this path comes from, strongest first."""
     for length in range(len(path), 0, -1):
         prefix = path[:length]
-        holding = [source for source in reversed(sources) if source.holds(prefix)]
+        holding = [layer for layer in reversed(layers) if holds(layer.values, prefix)]
         if holding:
             # A value has one source; a combination of a section's values may come from several.
-            section = holding[:1] if not isinstance(_value(holding[0], prefix), dict) else holding
-            return " and ".join(source.name(prefix) for source in section)
-    used = [source for source in reversed(sources) if source.values]
-    return " and ".join(source.label for source in used) or "defaults"
-
-
-def _value(source: _Source, path: Sequence[str]) -> Any:
-    value: Any = source.values
-    for part in path:
-        value = value[part]
-    return value
-
-
-def read_sources(
-    path: Path | None, overrides: Mapping[str, Any], environment: Mapping[str, str] | None
-) -> GatewayConfig:
-    """See ``gateway.config.load_config``."""
-    sources = [] if path is None else [_Source(str(path), _read_file(path))]
-    sources.append(_read_environment(os.environ if environment is None else environment))
-    sources.append(_Source("command line", dict(overrides)))
-    merged: dict[str, Any] = {}
-    for source in sources:
-        merged = _merge(merged, source.values)
-    try:
-        return GatewayConfig.model_validate(merged)
-    except pydantic.ValidationError as error:
-        raise _explain(error, sources) from None
+            section = holding[:1] if not isinstance(value_at(holding[0].values, prefix), dict) else holding
+            return " and ".join(layer.name(prefix) for layer in section)
+    used = [layer for layer in reversed(layers) if layer.values]
+    return " and ".join(layer.label for layer in used) or "defaults"

@@ -71,6 +71,12 @@ class InvalidSubmission(GatewayError):
     exit_code = 2
 
 
+class InvalidRegistration(GatewayError):
+    """A service's entry that no worker could use: bad id, address, protocol, time to live or capability."""
+
+    exit_code = 2
+
+
 class UnknownService(InvalidSubmission):
     """No connector and no live worker serves this service."""
 

@@ -125,7 +125,7 @@ class Intake:
         self._loop_of[worker].rouse()
 
     def _on_wake(self, message: str) -> None:
-        if message.startswith("cancel "):
+        if message.startswith(("cancel ", "changed ")):
             return
         if message == "":
             # Messages were lost before this subscription, perhaps the one that named a new class.

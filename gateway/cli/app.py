@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import checks, jobs, queue, service
+from gateway.cli import checks, config, jobs, queue, service
 from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain
 from gateway.errors import GatewayError
 
@@ -32,9 +32,11 @@ else (`watch`, `run` and `events --follow`: one object per line); errors are one
 {"error": {"kind": ..., "message": ...}} line on standard error.
 
 \b
-Settings: options, then GATEWAY_... variables, then the file of --config (or
-GATEWAY_CONFIG), then defaults. Without a redis_url the gateway runs a Redis of
-its own in the data directory, shared by all gateway processes of this user.
+Settings: options, then the fleet's overrides in Redis (`gateway config set`), then
+GATEWAY_... variables, then the file of --config (or GATEWAY_CONFIG), then
+defaults; `gateway config show` tells where each value came from. Without a
+redis_url the gateway runs a Redis of its own in the data directory, shared by
+all gateway processes of this user.
 """
 
 app = typer.Typer(
@@ -51,6 +53,7 @@ service.register(app)
 jobs.register(app)
 queue.register(app)
 checks.register(app)
+config.register(app)
 
 
 def run(arguments: Sequence[str]) -> int:

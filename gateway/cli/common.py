@@ -18,6 +18,7 @@ from gateway.errors import InvalidSubmission
 if TYPE_CHECKING:
     from gateway.client import Client
     from gateway.config import GatewayConfig
+    from gateway.config_sources import Sources
 
 P = ParamSpec("P")
 
@@ -74,8 +75,25 @@ class Common:
         given = {"queue": self.queue, "redis_url": self.redis_url, "data_dir": self.data_dir}
         return {key: value for key, value in given.items() if value is not None}
 
+    def sources(
+        self, more: Mapping[str, Any] | None = None, options: Mapping[tuple[str, ...], str] | None = None
+    ) -> Sources:
+        """The sources of the configuration, not read yet.
+
+        Args:
+            more: further values from the command line.
+            options: which option set which path of them.
+        """
+        from gateway.config_sources import Sources
+
+        return Sources(
+            self.config_path(),
+            {**self.overrides(), **(more or {})},
+            options={(name,): f"--{name.replace('_', '-')}" for name in _OPTIONS} | dict(options or {}),
+        )
+
     def settings(self, more: Mapping[str, Any] | None = None) -> GatewayConfig:
-        """The merged configuration.
+        """The merged configuration of this machine, without the fleet's overrides.
 
         Args:
             more: further values from the command line.
@@ -83,9 +101,7 @@ class Common:
         Raises:
             ConfigError: a source is wrong.
         """
-        from gateway.config import load_config
-
-        return load_config(self.config_path(), overrides={**self.overrides(), **(more or {})})
+        return self.sources(more).load().config
 
     def config_path(self) -> Path | None:
         """The file of ``--config``, else of ``GATEWAY_CONFIG``."""

@@ -1,4 +1,4 @@
-"""Commands that run something or show what is installed: run, demo, connectors, config."""
+"""Commands that run something or show what is installed: run, demo, connectors."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ def register(app: typer.Typer) -> None:
     command(app, "run")(run)
     command(app, "demo")(demo)
     command(app, "connectors")(connectors)
-    config = typer.Typer(help="The merged configuration.", no_args_is_help=True)
-    app.add_typer(config, name="config")
-    command(config, "show")(config_show)
-    command(config, "check")(config_check)
 
 
 def parse_worker(text: str, slots: int) -> tuple[str, dict[str, Any]]:
@@ -61,14 +57,21 @@ def run(
       gateway run --config gateway.toml --queue renders --api-port 9100
     """
     more: dict[str, Any] = {}
+    options: dict[tuple[str, ...], str] = {}
     if worker:
         parsed = [parse_worker(text, slots) for text in worker]
         more["workers"] = dict(parsed)
         if len(more["workers"]) < len(parsed):
             raise ConfigError("--worker: each name may be given once")
+        options |= {("workers", name): f"--worker {name}" for name, _ in parsed}
+        options |= {("workers", name, "slots"): "--slots" for name, _ in parsed}
     if api_port is not None:
         more["api"] = {"port": api_port}
-    _run(common.settings(more), as_json=common.json)
+        options["api", "port"] = "--api-port"
+    sources = common.sources(more, options)
+    # The client stays: without a redis_url it holds the embedded Redis, which would else stop and start in between.
+    with common.client(sources.load().config) as client:
+        _run(sources.load(client.overrides().values).config, as_json=common.json)
     return 0
 
 
@@ -179,49 +182,4 @@ def connectors(common: Common) -> int:
         for entry in entries
     ]
     write_table(("connector", "service", "can", "class"), rows)
-    return 0
-
-
-def config_show(common: Common) -> int:
-    """Show the merged values; secrets are hidden.
-
-    \b
-    Example:
-      gateway config show --config gateway.toml --json
-    """
-    from gateway.config import public_values
-
-    values = public_values(common.settings())
-    if common.json:
-        write_json(values)
-    else:
-        for path, value in _flat("", values):
-            write_line(f"{path} = {value}")
-    return 0
-
-
-def _flat(prefix: str, values: dict[str, Any]) -> list[tuple[str, str]]:
-    import msgspec
-
-    lines: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            lines += _flat(f"{prefix}{key}.", value)
-        else:
-            lines.append((prefix + key, msgspec.json.encode(value).decode()))
-    return lines
-
-
-def config_check(common: Common) -> int:
-    """Check every source of the configuration; exit code 2 names the first mistakes.
-
-    \b
-    Example:
-      gateway config check --config gateway.toml
-    """
-    settings = common.settings()
-    if common.json:
-        write_json({"ok": True, "workers": sorted(settings.workers)})
-    else:
-        write_line(f"the configuration is valid: queue {settings.queue}, {len(settings.workers)} worker(s)")
     return 0

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from gateway.client.core import DURABLE_TIMEOUT_S, OLDEST, ClientCore, StreamItem
 from gateway.client.durability import ServerFacts
+from gateway.client.fleet import AsyncFleetVerbs
 from gateway.client.repeating import Repeater
 from gateway.client.requests import BatchResult, JobHandle, JobRequest
 from gateway.client.waiting import Tail
@@ -147,7 +148,7 @@ class _Reader:
             return await link.script(call, timeout_s=timeout_s)
 
 
-class AsyncClient:
+class AsyncClient(AsyncFleetVerbs):
     """A producer's and operator's view of one queue, under trio and asyncio alike. Use it in ``async with``; its
     methods may be called from many tasks at once, and every one may be cancelled.
 

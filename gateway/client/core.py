@@ -7,7 +7,7 @@ synchronous one they block and never suspend, so that client drives each corouti
 from __future__ import annotations
 
 import random as random_module
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +27,9 @@ from gateway.client.requests import (
 )
 from gateway.client.tracing import submit_span
 from gateway.errors import (
+    ConfigError,
     DurabilityUnconfirmed,
+    InvalidRegistration,
     InvalidSubmission,
     JobNotFound,
     StoreUnavailable,
@@ -36,7 +38,9 @@ from gateway.errors import (
 from gateway.events import Event, decode_entry
 from gateway.explain import Explanation, WorkerView, decode_worker, explain
 from gateway.models import Epoch, JobState, JobView, QueueStats, RequeueStatus, Submission
+from gateway.registration import SERVICES_MAX, ServiceEntry, check_registration
 from gateway.store.calls import BATCH_MAX, StoreLimits
+from gateway.store.fleet_scripts import ConfigureStatus, Overrides, RegisterStatus, Registration
 from gateway.store.keys import QueueKeys
 from gateway.store.operations import QueueOperations, Runner
 from gateway.store.scripts import encode_spec
@@ -46,6 +50,8 @@ CALL_BYTES_MAX = 4 * 1024 * 1024
 #: How often a durable submit starts over because its connection was lost between the write and the confirmation.
 DURABLE_TRIES_MAX = 5
 DURABLE_TIMEOUT_S = 5.0
+#: How often a change of the overrides starts over because somebody else changed them meanwhile.
+CONFIGURE_TRIES_MAX = 5
 PAGE = 500
 #: After a job ended, late writes under old leases may still be refused; its story is read this much longer.
 STORY_TAIL_MS = 60_000
@@ -286,6 +292,32 @@ class ClientCore:
     async def stats(self) -> QueueStats:
         """Counts of the queue."""
         return await self.ops.stats()
+
+    async def configure(self, changes: Mapping[str, Any]) -> Overrides:
+        """Change the fleet's overrides; see ``Client.configure``."""
+        from gateway.config_fleet import check_overrides, encode_overrides  # it needs the whole schema
+
+        encoded = encode_overrides(changes)
+        for _ in range(CONFIGURE_TRIES_MAX):
+            present = await self.ops.overrides()
+            wanted = {key: text for key, text in {**present.values, **encoded}.items() if text}
+            check_overrides(wanted, self.keys.queue)
+            status, revision = await self.ops.configure(present.revision, encoded)
+            if status is not ConfigureStatus.CONFLICT:
+                return Overrides(revision, wanted)
+        raise ConfigError(
+            f"the overrides of queue {self.keys.queue!r} keep changing; nothing was stored, try again"
+        )
+
+    async def register(self, service_id: str, entry: ServiceEntry, ttl_s: float) -> RegisterStatus:
+        """Register or renew one service; see ``Client.register``."""
+        check_registration(service_id, entry, ttl_s)
+        status = (await self.ops.register([Registration(service_id, entry, ttl_s)]))[0]
+        if status is RegisterStatus.FULL:
+            raise InvalidRegistration(
+                f"queue {self.keys.queue!r} already has {SERVICES_MAX} services registered"
+            )
+        return status
 
     async def requeue_all(self) -> list[tuple[str, RequeueStatus]]:
         """Give every job that is a dead letter now a new life."""

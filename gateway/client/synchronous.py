@@ -31,8 +31,10 @@ from gateway.models import (
     QueueStats,
     RequeueStatus,
 )
+from gateway.registration import TTL_S_DEFAULT, RegisteredService, ServiceEntry
 from gateway.store.calls import ScriptCall, StoreLimits
 from gateway.store.embedded import EmbeddedRedisError, EmbeddedRedisLease, acquire_embedded_redis
+from gateway.store.fleet_scripts import Overrides, RegisterStatus, Registration
 from gateway.store.keys import QueueKeys
 
 #: Connections of one client at once, that is, calls from different threads at the same moment.
@@ -362,6 +364,41 @@ class Client:
     def workers(self) -> list[WorkerView]:
         """Registered workers, by id."""
         return finish(self.core.workers())
+
+    def services(self) -> list[RegisteredService]:
+        """Services that are registered and whose time is not over, by id."""
+        return (finish(self.core.ops.services()))[1]
+
+    def register(self, service_id: str, entry: ServiceEntry, ttl_s: float = TTL_S_DEFAULT) -> RegisterStatus:
+        """Tell the gateways of this queue where an instance of a service is; repeat it within ``ttl_s``.
+
+        Raises:
+            InvalidRegistration: no worker could use the entry, or the registry is full.
+        """
+        return finish(self.core.register(service_id, entry, ttl_s))
+
+    def deregister(self, service_id: str) -> bool:
+        """Sign a service off; gateways leave it at once. True whether or not it was registered."""
+        statuses = finish(self.core.ops.register([Registration(service_id, None)]))
+        return statuses == [RegisterStatus.GONE]
+
+    def overrides(self) -> Overrides:
+        """The fleet's overrides of settings, JSON text by key."""
+        return finish(self.core.ops.overrides())
+
+    def configure(self, changes: Mapping[str, Any]) -> Overrides:
+        """Set or remove (None) overrides of settings for every gateway of this queue.
+
+        Args:
+            changes: JSON values by key, such as ``{"limits.unfinished_max": 1000}``.
+
+        Returns:
+            All overrides afterwards.
+
+        Raises:
+            ConfigError: a key or a value is impossible; nothing was stored.
+        """
+        return finish(self.core.configure(changes))
 
     def dead_letters(self, count: int = 100) -> list[JobView]:
         """The most recent dead letters, newest first."""

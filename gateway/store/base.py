@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.events import Event
@@ -25,6 +25,8 @@ from gateway.models import (
     SweepReport,
     Verdict,
 )
+from gateway.registration import RegisteredService
+from gateway.store.fleet_scripts import ConfigureStatus, Overrides, RegisterStatus, Registration
 
 
 class JobStore(Protocol):
@@ -36,7 +38,10 @@ class JobStore(Protocol):
         ...
 
     def on_wake(self, callback: Callable[[str], None]) -> None:
-        """Call ``callback`` with each wake-up: a class id, ``cancel <worker>``, ``resume``, or empty for "look"."""
+        """Call ``callback`` with each wake-up: a class id, ``cancel <worker>``, ``resume``, or empty for "look".
+
+        ``changed config`` and ``changed services`` tell of the fleet's overrides and of the registry.
+        """
         ...
 
     async def submit(self, submission: Submission) -> SubmitVerdict: ...
@@ -70,5 +75,13 @@ class JobStore(Protocol):
     async def heartbeat(self, workers: Sequence[tuple[str, bytes]]) -> None: ...
 
     async def workers(self) -> dict[str, bytes]: ...
+
+    async def overrides(self) -> Overrides: ...
+
+    async def configure(self, revision: int, changes: Mapping[str, str]) -> tuple[ConfigureStatus, int]: ...
+
+    async def register(self, registrations: Sequence[Registration]) -> list[RegisterStatus]: ...
+
+    async def services(self) -> tuple[int, list[RegisteredService]]: ...
 
     async def events(self, after: str, *, count: int, block_s: float = 0.0) -> tuple[list[Event], str]: ...

@@ -20,8 +20,8 @@ class QueueKeys:
     """
 
     __slots__ = (
-        "_prefix", "classes", "dead", "events", "finished", "idempotency", "jobs", "leases", "meta", "queue",
-        "results", "scheduled", "specs", "wake", "workers",
+        "_prefix", "classes", "config", "dead", "events", "finished", "idempotency", "jobs", "leases", "meta",
+        "queue", "results", "scheduled", "services", "specs", "wake", "workers",
     )  # fmt: skip
 
     def __init__(self, queue: str) -> None:
@@ -34,6 +34,7 @@ class QueueKeys:
                 setattr(self, name, self._prefix + name)
 
     classes: str
+    config: str
     dead: str
     events: str
     finished: str
@@ -43,6 +44,7 @@ class QueueKeys:
     meta: str
     results: str
     scheduled: str
+    services: str
     specs: str
     wake: str
     workers: str

@@ -22,6 +22,7 @@ from gateway.models import (
 )
 from gateway.store import scripts
 from gateway.store.calls import BATCH_MAX, ScriptCall, StoreLimits
+from gateway.store.fleet_operations import FleetOperations
 from gateway.store.keys import QueueKeys
 
 
@@ -33,7 +34,7 @@ class Runner(Protocol):
     async def script(self, call: ScriptCall, *, timeout_s: float | None = None) -> Any: ...
 
 
-class QueueOperations:
+class QueueOperations(FleetOperations):
     """The verbs that need no lease. Lists of any length are cut into bounded script calls."""
 
     def __init__(self, runner: Runner, keys: QueueKeys, limits: StoreLimits) -> None:

@@ -328,7 +328,9 @@ def test_audit_judges_the_event_stream(
     assert broken.json["violations"][0]["invariant"] == "one_completion"
 
 
-def test_connectors_and_config(gateway: Gateway, tmp_path: Path, queue: str) -> None:
+def test_connectors_and_config(
+    gateway: Gateway, tmp_path: Path, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is installed, and the merged values without secrets."""
     (found,) = [entry for entry in gateway("connectors", "--json").json if entry["key"] == "simulation-http"]
     assert (found["service"], found["capabilities"]["query"]) == ("simulation", True)
@@ -336,15 +338,42 @@ def test_connectors_and_config(gateway: Gateway, tmp_path: Path, queue: str) -> 
     path = tmp_path / "gateway.toml"
     path.write_text(
         '[lease]\nrenew_s = 4.0\n[workers.a]\nconnector = "simulation-http"\nendpoint = "http://h:1"\n'
-        'options = { api_key = "hunter2" }\n'
+        'options = { api_key = { env = "SECRET_OF_A_TEST" } }\n'
     )
+    assert gateway("config", "check", "--config", str(path)).code == 2
+    monkeypatch.setenv("SECRET_OF_A_TEST", "hunter2")
     shown = gateway("config", "show", "--config", str(path), "--json")
-    assert (shown.json["queue"], shown.json["lease"]["renew_s"]) == (queue, 4.0)
+    found = {
+        entry["key"]: (entry["value"], entry["source"], entry["place"]) for entry in shown.json["values"]
+    }
+    assert found["queue"] == (queue, "command line", "--queue")
+    assert found["lease.renew_s"] == (4.0, "file", f"{path}:2")
+    assert found["lease.sweep_s"] == (1.0, "default", "")
+    assert found["workers.a.options.api_key"][0] == {"env": "SECRET_OF_A_TEST"}
     assert "hunter2" not in shown.out + gateway("config", "show", "--config", str(path)).out
     assert gateway("config", "check", "--config", str(path), "--json").json == {"ok": True, "workers": ["a"]}
     assert "1 worker(s)" in gateway("config", "check", "--config", str(path)).out
     path.write_text("[lease]\nrenew = 4.0\n")
     assert gateway("config", "check", "--config", str(path)).code == 2
+
+
+def test_overrides_for_the_fleet(gateway: Gateway) -> None:
+    """Set, shown with its place, refused when impossible, removed; each as JSON too."""
+    done = gateway("config", "set", "limits.unfinished_max", "7", "--json")
+    assert (done.code, done.json["overrides"]) == (0, {"limits.unfinished_max": 7})
+    assert "telemetry.log_level" in gateway("config", "set", "telemetry.log_level", "debug").out
+    shown = {entry["key"]: entry for entry in gateway("config", "show", "--json").json["values"]}
+    assert (shown["limits.unfinished_max"]["value"], shown["limits.unfinished_max"]["source"]) == (7, "redis")
+    assert shown["telemetry.log_level"]["place"].endswith(":config telemetry.log_level")
+    local = {entry["key"]: entry for entry in gateway("config", "show", "--json", "--local").json["values"]}
+    assert local["telemetry.log_level"]["source"] == "default"
+    for key, value in (("limits.unfinished_max", "0"), ("queue", "x"), ("retry.base_s", "soon")):
+        assert gateway("config", "set", key, value).code == 2
+    gone = gateway("config", "unset", "limits.unfinished_max", "telemetry.log_level", "--json")
+    assert gone.json["overrides"] == {}
+    assert "type" in gateway("config", "schema", "--json").json
+    assert "endpoint" in gateway("config", "import", "--workers", "comfyui:1").out
+    assert gateway("config", "import", "--workers", "comfyui:auto").code == 2
 
 
 def test_unreachable_redis_is_exit_code_6(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config import HIDDEN, GatewayConfig, load_config, public_values
+from gateway.config import GatewayConfig, load_config, public_values
+from gateway.config_secrets import HIDDEN
 from gateway.errors import ConfigError
 
 WORKER = {"connector": "simulation-http", "endpoint": "http://127.0.0.1:1"}
@@ -110,12 +111,12 @@ def test_other_variables_are_left_alone(tmp_path: Path) -> None:
         (None, {"GATEWAY_WORKERS__A__OPTIONS__KEY": "1"}, {}, ["set GATEWAY_WORKERS__A__OPTIONS as one JSON"]),
         (None, {"GATEWAY_WORKERS__A__CONNECTOR": "x"}, {}, ["GATEWAY_WORKERS__A__CONNECTOR", "workers.a.endpoint"]),
         (None, {"GATEWAY_QUEUE": "a", "GATEWAY_queue": "b"}, {}, ["GATEWAY_QUEUE and GATEWAY_queue"]),
-        ("queue = 'x'\nbogus = 1", {}, {}, ["gateway.toml: bogus: unknown key"]),
-        ("[lease]\nlenght_s = 1", {}, {}, ["gateway.toml: lease.lenght_s", "did you mean 'length_s'"]),
+        ("queue = 'x'\nbogus = 1", {}, {}, ["gateway.toml:2: bogus: unknown key"]),
+        ("[lease]\nlenght_s = 1", {}, {}, ["gateway.toml:2: lease.lenght_s", "did you mean 'length_s'"]),
         ("[lease\nlength_s = 1", {}, {}, ["gateway.toml: not valid TOML", "line 1"]),
-        ("[telemetry]\nlog_level = 'loud'", {}, {}, ["gateway.toml: telemetry.log_level", "'loud' is none of"]),
-        ("[workers.'a b']\nconnector = 'x'\nendpoint = 'y'", {}, {}, ["gateway.toml: workers", "'a b'"]),
-        ("[api]\nport = 70000", {}, {}, ["gateway.toml: api.port", "65535", "70000"]),
+        ("[telemetry]\nlog_level = 'loud'", {}, {}, ["gateway.toml:2: telemetry.log_level", "'loud' is none of"]),
+        ("[workers.'a b']\nconnector = 'x'\nendpoint = 'y'", {}, {}, ["gateway.toml:1: workers", "'a b'"]),
+        ("[api]\nport = 70000", {}, {}, ["gateway.toml:2: api.port", "65535", "70000"]),
         (None, {}, {"queue": "a b"}, ["command line: queue", "'a b'"]),
         (None, {}, {"workers": {"a": {**WORKER, "slots": 0}}}, ["command line: workers.a.slots", "'0'"]),
     ],
@@ -133,7 +134,7 @@ def test_every_mistake_is_told(tmp_path: Path) -> None:
     """Two mistakes in two sources are both named, each with its own source."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, toml="[intake]\npoll_s = 0", env={"GATEWAY_SHUTDOWN__GRACE_S": "-1"})
-    assert "gateway.toml: intake.poll_s" in str(caught.value)
+    assert "gateway.toml:2: intake.poll_s" in str(caught.value)
     assert "GATEWAY_SHUTDOWN__GRACE_S: shutdown.grace_s" in str(caught.value)
 
 
@@ -199,14 +200,13 @@ def test_errors_never_show_secrets(tmp_path: Path, env: dict[str, str], cli: dic
 
 def test_shown_values_hide_secrets(tmp_path: Path) -> None:
     """What people see of the configuration has no password, token or key in it."""
+    options = {"api_key": "hunter2", "model": "sd", "tokens": ["hunter2"]}
     config = load(
         tmp_path,
-        cli={
-            "redis_url": "redis://user:hunter2@redis.example:6379/2",
-            "telemetry": {"otlp_endpoint": "https://hunter2@collector.example"},
-            "workers": {
-                "a": {**WORKER, "options": {"api_key": "hunter2", "model": "sd", "tokens": ["hunter2"]}}
-            },
+        env={
+            "GATEWAY_REDIS_URL": "redis://user:hunter2@redis.example:6379/2",
+            "GATEWAY_TELEMETRY__OTLP_ENDPOINT": "https://hunter2@collector.example",
+            "GATEWAY_WORKERS": json.dumps({"a": {**WORKER, "options": options}}),
         },
     )
     shown = public_values(config)

@@ -11,8 +11,10 @@ import pytest
 import redis
 
 from gateway.models import JobId
-from gateway.store import scripts
+from gateway.registration import ServiceEntry
+from gateway.store import fleet_scripts, scripts
 from gateway.store.calls import ScriptCall
+from gateway.store.fleet_scripts import Registration
 from gateway.store.keys import QueueKeys
 from tests.store.bench import LIMITS, Backend, Bench
 from tests.store.walk import Walk
@@ -20,7 +22,7 @@ from tests.store.walk import Walk
 #: Every operation that the store ships.
 OPERATIONS = {
     *("submit", "claim", "renew", "attach", "progress", "settle", "sweep", "cancel", "requeue"),
-    *("pause", "resume", "heartbeat", "inspect", "stats"),
+    *("pause", "resume", "heartbeat", "inspect", "stats", "configure", "register", "discover"),
 }
 #: Commands of ours whose only key (or channel) is their first argument.
 ONE_KEY = {
@@ -90,6 +92,17 @@ def _work(backend: Shipped) -> QueueKeys:
     backend.run(scripts.stats_call(bench.keys, class_ids))
     backend.run(scripts.inspect_call(bench.keys, [JobId("j0"), JobId("j1")]))
     backend.run(scripts.heartbeat_call(bench.keys, LIMITS, [("w0", b"{}"), ("w1", b"")]))
+    backend.run(fleet_scripts.configure_call(bench.keys, 0, {"a": "1", "b": ""}))
+    backend.run(fleet_scripts.configure_call(bench.keys, 1, {"a": ""}))
+    entry = ServiceEntry(service="simulation", url="http://h:1", protocol="http")
+    registrations = [
+        Registration("s0", entry, 9.0),
+        Registration("s1", entry, 0.001),
+        Registration("s2", None),
+    ]
+    backend.run(fleet_scripts.register_call(bench.keys, registrations))
+    backend.run(fleet_scripts.register_call(bench.keys, [Registration("s0", None)]))
+    backend.run(fleet_scripts.discover_call(bench.keys))
     return bench.keys
 
 
