@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import checks, config, jobs, queue, service
+from gateway.cli import checks, config, jobs, legacy, queue, service
 from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain
 from gateway.errors import GatewayError
 
@@ -54,6 +54,7 @@ jobs.register(app)
 queue.register(app)
 checks.register(app)
 config.register(app)
+legacy.register(app)
 
 
 def run(arguments: Sequence[str]) -> int:

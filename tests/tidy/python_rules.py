@@ -19,6 +19,7 @@ PURE_MODULES = (
     "gateway/breaker",
     "gateway/audit",
     "gateway/models",
+    "gateway/legacy",
     "simulator/behaviour",
     "simulator/faults",
 )
