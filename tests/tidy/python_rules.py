@@ -20,6 +20,7 @@ PURE_MODULES = (
     "gateway/audit",
     "gateway/models",
     "gateway/legacy",
+    "gateway/rollout",
     "simulator/behaviour",
     "simulator/faults",
 )
