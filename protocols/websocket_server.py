@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 from wsproto.connection import Connection, ConnectionState, ConnectionType
@@ -64,6 +64,7 @@ async def accept_websocket(
     *,
     headers: Mapping[str, str] | None = None,
     message_bytes_max: int = 64 * 1024 * 1024,
+    gate: Callable[[], Awaitable[None]] | None = None,
 ) -> ServerWebSocket | None:
     """Answer a handshake with 101; None when it was none, which is answered with 400 or 426.
 
@@ -72,6 +73,7 @@ async def accept_websocket(
         responder: its responder, not used so far.
         headers: in addition, in the answer.
         message_bytes_max: longest message taken in, bytes; a longer one ends the WebSocket with 1009.
+        gate: awaited before anything that arrived is looked at, pings included: a service that hangs closes it.
 
     Raises:
         trio.BrokenResourceError: the peer left or accepts nothing any more.
@@ -94,7 +96,7 @@ async def accept_websocket(
         return None
     accept = generate_accept_token(key.encode("ascii")).decode("ascii")
     stream = await responder.upgrade("websocket", {"sec-websocket-accept": accept, **(headers or {})})
-    return ServerWebSocket(stream, responder, message_bytes_max=message_bytes_max)
+    return ServerWebSocket(stream, responder, message_bytes_max=message_bytes_max, gate=gate)
 
 
 class ServerWebSocket:
@@ -103,7 +105,15 @@ class ServerWebSocket:
     It lives as long as its handler; the server closes what the handler leaves open.
     """
 
-    def __init__(self, stream: UpgradedStream, responder: Responder, *, message_bytes_max: int) -> None:
+    def __init__(
+        self,
+        stream: UpgradedStream,
+        responder: Responder,
+        *,
+        message_bytes_max: int,
+        gate: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        self._gate = gate
         self._stream = stream
         self._responder = responder
         self._message_bytes_max = message_bytes_max
@@ -155,6 +165,8 @@ class ServerWebSocket:
             data = b""
         if not data or self._protocol.state is ConnectionState.CLOSED:
             raise WebSocketEnded(self._end(CloseReason.ABNORMAL_CLOSURE))
+        if self._gate is not None:
+            await self._gate()
         broken = False
         try:
             self._protocol.receive_data(data)

@@ -71,6 +71,7 @@ class WebSocketSession:
         random: random_module.Random,
         policy: ReconnectPolicy,
         *,
+        insist: bool,
         headers: Mapping[str, str] | None,
         key_of: KeyOf | None,
         inactivity_s: float | None,
@@ -80,6 +81,7 @@ class WebSocketSession:
         self._resync = resync
         self._random = random
         self._policy = policy
+        self._insist = insist
         self._headers = headers
         self._inactivity_s = inactivity_s
         self._inbox = Inbox(adapter.limits, key_of)
@@ -95,6 +97,11 @@ class WebSocketSession:
     def connected(self) -> bool:
         """Whether a connection stands now."""
         return self._link is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether the session has ended for good."""
+        return self._inbox.fault is not None
 
     @property
     def conflated(self) -> int:
@@ -143,7 +150,8 @@ class WebSocketSession:
                 self._link, self.last_fault = None, exc
             fault = self.last_fault
             failures = 1 if frames else failures + 1
-            if self._closing or not self.connects or not self._worth_another(fault, failures):
+            first = not self.connects and not self._insist
+            if self._closing or first or not self._worth_another(fault, failures):
                 self._over(fault)
                 return
             pause_s = self._random.uniform(0.0, self._policy.bound_s(failures))
@@ -211,6 +219,7 @@ async def open_session(
     resync: Resync,
     random: random_module.Random,
     policy: ReconnectPolicy | None = None,
+    insist: bool = False,
     headers: Mapping[str, str] | None = None,
     key_of: KeyOf | None = None,
     inactivity_s: float | None = None,
@@ -223,13 +232,15 @@ async def open_session(
         resync: called on each connection, the first included.
         random: seeded source of the pauses.
         policy: how it comes back.
+        insist: whether the first connection is tried again like every other; by default its fault is raised at
+            once, while nothing can have been done.
         headers: of every handshake.
         key_of: which messages replace each other while the consumer is busy; by default none does.
         inactivity_s: longest time without a message, seconds; that of the adapter's limits by default.
 
     Raises:
-        ProtocolError: the first connection did not come about (it is not tried again here), or later, when
-            receiving or sending, the session ended for good.
+        ProtocolError: the first connection did not come about, or later, when receiving or sending, the session
+            ended for good.
     """
     session = WebSocketSession(
         adapter,
@@ -237,6 +248,7 @@ async def open_session(
         resync,
         random,
         policy or ReconnectPolicy(),
+        insist=insist,
         headers=headers,
         key_of=key_of,
         inactivity_s=inactivity_s,

@@ -135,6 +135,12 @@ class SimulatedService:
         status = "failing" if failing else "ok"
         return Reply(503 if failing else 200, HealthReply(status=status, instance=self.config.instance))
 
+    def greet(self, now_s: float, caller: Caller) -> Reply | None:
+        """Answer a handshake that opens a longer conversation: a refusal, or None to go on."""
+        self.advance(now_s)
+        self._note_route(now_s, caller, "")
+        return self._request_fault(now_s)
+
     def submit(self, now_s: float, request: SubmitRequest, caller: Caller) -> Reply:
         """Answer ``POST /v1/jobs``."""
         self.advance(now_s)

@@ -30,7 +30,7 @@ SPELLINGS = {
 }
 
 #: Connectors of this package.
-BUILTIN_KEYS = ("simulation-http",)
+BUILTIN_KEYS = ("simulation-http", "simulation-websocket")
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,6 +159,15 @@ DIALECTS: tuple[Dialect, ...] = (
         options=_STALL,
         cannot={"credentials": _NO_CREDENTIALS},
     ),
+    Dialect(
+        name="simulation-websocket",
+        twin="simulator.services.websocket:SimulationWebSocketService",
+        scheme="ws",
+        port=8298,
+        connectors=("simulation-websocket",),
+        options=_STALL,
+        cannot={"credentials": _NO_CREDENTIALS},
+    ),
 )
 
 

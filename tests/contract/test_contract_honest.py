@@ -10,7 +10,7 @@ import trio
 
 from gateway.connector import ConnectorCapabilities, JobContext, JobResult, ServicePhase, ServiceStatus
 from gateway.connectors.registry import default_registry
-from gateway.connectors.simulation.http import SimulationHTTPConnector
+from gateway.connectors.simulation.http import HTTPPeer, SimulationHTTPConnector
 from gateway.errors import FaultClass, JobFault
 from protocols.base import HealthReport
 from protocols.errors import ProtocolError
@@ -22,6 +22,7 @@ from simulator.dialects.catalogue import DIALECTS, Dialect, DialectError, dialec
 #: Every need that excuses some pair from some case: what stands here is left out, and nothing else is.
 LEFT_OUT: Mapping[str, frozenset[str]] = {
     "simulation-http": frozenset({"credentials"}),
+    "simulation-websocket": frozenset({"credentials"}),
 }
 
 
@@ -110,9 +111,14 @@ class _BelievesInEmptiness(SimulationHTTPConnector):
             raise
 
 
-class _NeverLooks(SimulationHTTPConnector):
-    async def _patient_status(self, job: JobContext) -> Any:
+class _BlindPeer(HTTPPeer):
+    async def status(self) -> Any:
         await trio.sleep_forever()
+
+
+class _NeverLooks(SimulationHTTPConnector):
+    def _peer(self, job: JobContext) -> HTTPPeer:
+        return _BlindPeer(self._http, job, self.options.stall_s)
 
 
 class _OneClassForAll(SimulationHTTPConnector):
@@ -123,16 +129,26 @@ class _OneClassForAll(SimulationHTTPConnector):
             raise JobFault(FaultClass.INTERNAL, str(fault)) from fault
 
 
+class _AnonymousPeer(HTTPPeer):
+    async def submit(self) -> None:
+        body = {"id": self.job.reference, "payload": self.job.spec.payload}
+        await self.http.request_json("POST", "/v1/jobs", json=body)
+
+
 class _TellsNobody(SimulationHTTPConnector):
-    async def _submit(self, job: JobContext) -> None:
-        body = {"id": job.reference, "payload": job.spec.payload}
-        await self._http.request_json("POST", "/v1/jobs", json=body)
+    def _peer(self, job: JobContext) -> HTTPPeer:
+        return _AnonymousPeer(self._http, job, self.options.stall_s)
+
+
+class _DeafPeer(HTTPPeer):
+    async def watch(self, seen: Any) -> JobResult | None:
+        await trio.sleep(0.5)
+        return None
 
 
 class _Mute(SimulationHTTPConnector):
-    async def _watch(self, job: JobContext, seen: Any) -> JobResult | None:
-        await trio.sleep(0.5)
-        return None
+    def _peer(self, job: JobContext) -> HTTPPeer:
+        return _DeafPeer(self._http, job, self.options.stall_s)
 
 
 class _Crashes(SimulationHTTPConnector):

@@ -1,17 +1,13 @@
 """Connector ``simulation-http``: the reference connector, against the simulated service over HTTP.
 
-Two witnesses tell that a job has ended: the event stream, and the query when the stream is silent for
-``stall_s``, breaks or speaks garbage. A submission is never repeated blindly: when its outcome is unknown, the service
-is asked first.
+How a job is handed over and followed is in ``following``, for all protocols alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
 
 import msgspec
-import trio
 
 from gateway.connector import (
     Connector,
@@ -24,38 +20,11 @@ from gateway.connector import (
 )
 from gateway.connectors.faults import job_fault
 from gateway.connectors.simulation import wire
-from gateway.errors import ConfigError, FaultClass, JobFault
+from gateway.connectors.simulation.following import Seen, decoded, follow, hand_over, service_status, take_in
+from gateway.errors import ConfigError
 from protocols.base import HealthReport
-from protocols.errors import NotFound, ProtocolError, ProtocolViolation, StatusFailure
+from protocols.errors import NotFound, ProtocolError
 from protocols.http import HTTPAdapter, HTTPLimits
-
-MessageT = TypeVar("MessageT")
-
-#: Looks at a service that can't be reached, before the attempt counts as failed: with the pauses about 6 s.
-QUERY_TRIES = 6
-QUERY_PAUSE_S = 0.2
-#: First pause before an event stream that told nothing is opened again, seconds; doubles up to ``stall_s``.
-WATCH_PAUSE_S = 0.05
-#: Submissions of one attempt: the first and, once the service has said that it does not know the job, two more.
-SUBMIT_TRIES = 3
-
-_FAULT_CLASSES = {
-    wire.ErrorKind.VALIDATION: FaultClass.VALIDATION,
-    wire.ErrorKind.REFUSED: FaultClass.REFUSED,
-    wire.ErrorKind.RATE_LIMITED: FaultClass.RATE_LIMITED,
-    wire.ErrorKind.UNAVAILABLE: FaultClass.UNAVAILABLE,
-    wire.ErrorKind.SERVICE_ERROR: FaultClass.SERVICE_ERROR,
-    wire.ErrorKind.OUT_OF_MEMORY: FaultClass.OUT_OF_MEMORY,
-    wire.ErrorKind.AUTH: FaultClass.AUTH,
-    wire.ErrorKind.NOT_FOUND: FaultClass.VALIDATION,
-}
-_PHASES = {
-    wire.RunState.QUEUED: ServicePhase.RUNNING,
-    wire.RunState.RUNNING: ServicePhase.RUNNING,
-    wire.RunState.COMPLETED: ServicePhase.COMPLETED,
-    wire.RunState.FAILED: ServicePhase.FAILED,
-    wire.RunState.CANCELLED: ServicePhase.CANCELLED,
-}
 
 
 class SimulationHTTPOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,13 +43,6 @@ class SimulationHTTPOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         if min(self.stall_s, self.request_timeout_s, self.connections_max) <= 0:
             raise ValueError("stall_s, request_timeout_s and connections_max must be positive")
-
-
-class _Seen:
-    """Number of the last event taken in; survives a broken stream, so that no chunk is delivered twice."""
-
-    def __init__(self) -> None:
-        self.number = 0
 
 
 class SimulationHTTPConnector(Connector):
@@ -117,20 +79,24 @@ class SimulationHTTPConnector(Connector):
         await self._http.aclose()
 
     async def run(self, job: JobContext) -> JobResult:
-        await self._submit(job)
-        return await self._follow(job)
+        peer = self._peer(job)
+        await hand_over(peer, self.setup.random)
+        return await follow(peer, job, self.setup.random, stall_s=self.options.stall_s)
 
     async def resume(self, job: JobContext) -> JobResult:
-        return await self._follow(job)
+        peer = self._peer(job)
+        return await follow(peer, job, self.setup.random, stall_s=self.options.stall_s)
+
+    def _peer(self, job: JobContext) -> HTTPPeer:
+        return HTTPPeer(self._http, job, self.options.stall_s)
 
     async def query(self, reference: str) -> ServiceStatus:
         try:
-            status = await self._status(reference, {})
+            return service_status(await _status(self._http, reference, {}))
         except NotFound:
             return ServiceStatus(ServicePhase.UNKNOWN)
         except ProtocolError as error:
             raise job_fault(error) from error
-        return _service_status(status)
 
     async def cancel(self, reference: str) -> None:
         try:
@@ -140,133 +106,35 @@ class SimulationHTTPConnector(Connector):
         except ProtocolError as error:
             raise job_fault(error) from error
 
-    async def _submit(self, job: JobContext) -> None:
-        """Hand the job over exactly as often as the service says that it does not know it."""
+
+class HTTPPeer:
+    """The service over HTTP, as one job sees it."""
+
+    def __init__(self, http: HTTPAdapter, job: JobContext, stall_s: float) -> None:
+        self.http = http
+        self.job = job
+        self._stall_s = stall_s
+
+    async def submit(self) -> None:
+        job = self.job
         request = wire.SubmitRequest(id=job.reference, payload=job.spec.payload)
-        for last in (tries == SUBMIT_TRIES for tries in range(1, SUBMIT_TRIES + 1)):
-            try:
-                await self._http.request_json("POST", wire.JOBS_PATH, json=request, headers=job.headers)
-                return
-            except ProtocolError as error:
-                if not error.outcome_unknown:
-                    raise _refusal(error) from error
-                unknown = error
-            # Accepted or not? Ask; only a service that does not know the job gets it again.
-            if await self._patient_status(job) is not None:
-                return
-            if last:
-                raise job_fault(unknown) from unknown
+        await self.http.request_json("POST", wire.JOBS_PATH, json=request, headers=job.headers)
 
-    async def _follow(self, job: JobContext) -> JobResult:
-        """Watch the job's events until its end; whenever they fail to tell, ask."""
-        seen = _Seen()
-        pause_s = WATCH_PAUSE_S
-        while True:
-            number_before = seen.number
-            try:
-                ended = await self._watch(job, seen)
-            except ProtocolError:
-                ended = None  # cut, silent or garbled: the second witness decides
-            if ended is not None:
-                return ended
-            status = await self._patient_status(job)
-            if status is None:
-                raise JobFault(FaultClass.SERVICE_ERROR, f"the service has forgotten job {job.reference}")
-            if status.state in wire.TERMINAL_RUN_STATES:
-                return _ended(status.state, status.result, status.error, status.instance)
-            job.progress(status.progress, status.message)
-            # A stream that fails at once, again and again, must not become a storm of requests.
-            pause_s = WATCH_PAUSE_S if seen.number > number_before else min(pause_s * 2, self.options.stall_s)
-            await trio.sleep(pause_s)
+    async def status(self) -> wire.JobStatus:
+        return await _status(self.http, self.job.reference, self.job.headers)
 
-    async def _watch(self, job: JobContext, seen: _Seen) -> JobResult | None:
-        """Read events after the last seen one; returns the result once a terminal event came."""
-        path = wire.events_path(job.reference, seen.number)
-        async with self._http.stream_lines(
-            "GET", path, headers=job.headers, idle_timeout_s=self.options.stall_s
+    async def watch(self, seen: Seen) -> JobResult | None:
+        path = wire.events_path(self.job.reference, seen.number)
+        async with self.http.stream_lines(
+            "GET", path, headers=self.job.headers, idle_timeout_s=self._stall_s
         ) as lines:
             async for line in lines:
-                event = _decode(line, wire.StreamEvent)
-                if event.seq <= seen.number:
-                    continue  # a duplicate, or one that was overtaken
-                seen.number = event.seq
-                if event.terminal:
-                    return _ended(wire.RunState(event.type.value), event.result, event.error, event.instance)
-                if event.type is wire.EventType.CHUNK:
-                    await job.chunk(event.data)
-                else:
-                    job.progress(event.progress, event.message)
+                ended = await take_in(decoded(line, wire.StreamEvent), self.job, seen)
+                if ended is not None:
+                    return ended
         return None
 
-    async def _status(self, reference: str, headers: Mapping[str, str]) -> wire.JobStatus:
-        reply = await self._http.request("GET", wire.job_path(reference), headers=headers)
-        return _decode(reply.body, wire.JobStatus)
 
-    async def _patient_status(self, job: JobContext) -> wire.JobStatus | None:
-        """State of the job; None when the service does not know it. Passing faults are waited out, bounded."""
-        for pause in range(QUERY_TRIES):
-            try:
-                return await self._status(job.reference, job.headers)
-            except NotFound:
-                return None
-            except ProtocolError as error:
-                if pause == QUERY_TRIES - 1:
-                    raise job_fault(error) from error
-            await trio.sleep(QUERY_PAUSE_S * 2**pause * self.setup.random.uniform(0.5, 1.0))
-        raise AssertionError("unreachable: the last try returns or raises")
-
-
-def _decode(body: bytes, kind: type[MessageT]) -> MessageT:
-    try:
-        return wire.decode(body, kind)
-    except wire.WireFormatError as error:
-        raise ProtocolViolation(str(error), outcome_unknown=True) from error
-
-
-def _refusal(error: ProtocolError) -> JobFault:
-    """A refused submission, by the error kind in its body where there is one, else by its status."""
-    if isinstance(error, StatusFailure):
-        try:
-            failure = wire.decode(error.body, wire.ErrorReply).error
-        except wire.WireFormatError:
-            return job_fault(error)
-        return JobFault(
-            _FAULT_CLASSES[failure.kind],
-            failure.message,
-            retry_after_s=failure.retry_after_s if error.retry_after_s is None else error.retry_after_s,
-        )
-    return job_fault(error)
-
-
-def _ended(
-    state: wire.RunState, result: Any, failure: wire.ServiceFailure | None, instance: str
-) -> JobResult:
-    """The result of an ended job, or its fault raised."""
-    if state is wire.RunState.COMPLETED:
-        if result is None:
-            # Success without output is a known lie of real services; a retry may bring the output.
-            raise JobFault(FaultClass.SERVICE_ERROR, "the service reported success without a result")
-        return JobResult(result, served_by=instance)
-    if state is wire.RunState.CANCELLED:
-        raise JobFault(FaultClass.SERVICE_ERROR, "the job was cancelled at the service")
-    raise _failure_fault(failure)
-
-
-def _failure_fault(failure: wire.ServiceFailure | None) -> JobFault:
-    if failure is None:
-        return JobFault(FaultClass.SERVICE_ERROR, "the service reported a failure without saying why")
-    return JobFault(_FAULT_CLASSES[failure.kind], failure.message, retry_after_s=failure.retry_after_s)
-
-
-def _service_status(status: wire.JobStatus) -> ServiceStatus:
-    phase = _PHASES[status.state]
-    if phase is ServicePhase.COMPLETED:
-        try:
-            return ServiceStatus(
-                phase, result=_ended(status.state, status.result, status.error, status.instance)
-            )
-        except JobFault as fault:
-            return ServiceStatus(ServicePhase.FAILED, fault=fault)
-    if phase is ServicePhase.FAILED:
-        return ServiceStatus(phase, fault=_failure_fault(status.error))
-    return ServiceStatus(phase)
+async def _status(http: HTTPAdapter, reference: str, headers: Mapping[str, str]) -> wire.JobStatus:
+    reply = await http.request("GET", wire.job_path(reference), headers=headers)
+    return decoded(reply.body, wire.JobStatus)
