@@ -90,7 +90,7 @@ async def _hit_redis(cluster: Cluster, incident: Incident) -> None:
 async def _hit_service(cluster: Cluster, incident: Incident) -> None:
     name = incident.target
     if incident.kind is FaultKind.SERVICE_RESTART:
-        cluster.services[name].service.restart(trio.current_time())
+        cluster.services[name].shell.restart()
         return
     cluster.network.unlisten(name, SERVICE_PORT)
     for stream in list(cluster.service_nodes[name].streams):

@@ -29,13 +29,20 @@ from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
 from simulator.network import LinkFaults, Network, Node
 from simulator.oracle import Beliefs, History, OracleObserver
-from simulator.plan import FleetPlan, PlannedJob
+from simulator.plan import FleetPlan, PlannedJob, ServiceProtocol
 from simulator.redis_link import HOST, PORT, sim_redis_connect
 from simulator.redis_twin import RedisTwin
 from simulator.seeding import streams
 from simulator.services.http import SimulationHTTPService
+from simulator.services.websocket import SimulationWebSocketService
 
 SERVICE_PORT = 8299
+SimulationService = SimulationHTTPService | SimulationWebSocketService
+#: The scheme of a service's address, and its class.
+_SPOKEN: dict[ServiceProtocol, tuple[str, type[SimulationService]]] = {
+    ServiceProtocol.HTTP: ("http", SimulationHTTPService),
+    ServiceProtocol.WEBSOCKET: ("ws", SimulationWebSocketService),
+}
 QUEUE = "fleet"
 #: No events may be trimmed: the auditor wants the whole story.
 EVENTS_MAX = 10_000_000
@@ -69,8 +76,8 @@ def fleet_config(plan: FleetPlan, machine: str) -> GatewayConfig:
             "shutdown": {"grace_s": 2.0 * scale},
             "workers": {
                 f"gpu{number}": {
-                    "connector": "simulation-http",
-                    "endpoint": f"http://service-{number}:{SERVICE_PORT}",
+                    "connector": f"simulation-{plan.protocol(number)}",
+                    "endpoint": f"{_SPOKEN[plan.protocol(number)][0]}://service-{number}:{SERVICE_PORT}",
                     "instance": f"service-{number}",
                     "slots": plan.slots,
                     "capabilities": {"vram_gb": 24 if number == 0 else 8},
@@ -153,7 +160,7 @@ class Cluster:
         self.service_nodes = {
             f"service-{number}": Node(f"service-{number}") for number in range(plan.services)
         }
-        self.services: dict[str, SimulationHTTPService] = {}
+        self.services: dict[str, SimulationService] = {}
         self.machines = {f"gateway-{number}": Machine(f"gateway-{number}") for number in range(plan.gateways)}
         self.client_node = Node("submitter")
         self.acknowledged: dict[str, None] = {}
@@ -173,9 +180,10 @@ class Cluster:
         """Redis, services and gateways come up."""
         self.network.listen(HOST, PORT, self.redis_node, self.redis.serve, self.nursery)
         knobs = FaultPlan.from_mapping(self.plan.service_faults) if self.plan.service_faults else FaultPlan()
-        for name, node in self.service_nodes.items():
+        for number, (name, node) in enumerate(self.service_nodes.items()):
             config = ServiceConfig(instance=name, slots=max(4, self.plan.slots * self.plan.gateways))
-            service = SimulationHTTPService(config, knobs, random_for=streams(self.plan.seed, name))
+            speaks = _SPOKEN[self.plan.protocol(number)][1]
+            service = speaks(config, knobs, random_for=streams(self.plan.seed, name))
             self.services[name] = service
             self.network.listen(name, SERVICE_PORT, node, service.serve_stream, self.nursery)
         for machine in self.machines.values():

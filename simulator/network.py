@@ -119,7 +119,8 @@ class SimStream(trio.abc.HalfCloseableStream):
         self._to_server = to_server
         self._closed = False
         self._eof_sent = False
-        self._rest = b""
+        #: What was left of a chunk: a view, because a large chunk is read in many small pieces.
+        self._rest = memoryview(b"")
         #: Called with each request chunk before it leaves; the cluster uses it to replay requests.
         self.server: tuple[str, int] | None = None
         node.streams[self] = None
@@ -168,19 +169,19 @@ class SimStream(trio.abc.HalfCloseableStream):
             self._check()
             pipe, now_s = self._receives, trio.current_time()
             if self._rest:
-                data, self._rest = self._rest, b""
+                data, self._rest = self._rest, memoryview(b"")
             elif pipe.chunks and pipe.chunks[0][0] <= now_s:
                 head = pipe.chunks[0][1]
                 if head is None:
                     return b""
                 pipe.chunks.popleft()
-                data = head
+                data = memoryview(head)
             else:
                 await self._wait_news(pipe)
                 continue
             if max_bytes is not None and len(data) > max_bytes:
                 data, self._rest = data[:max_bytes], data[max_bytes:]
-            return data
+            return bytes(data)
 
     async def _wait_news(self, pipe: _Pipe) -> None:
         due_s = pipe.chunks[0][0] if pipe.chunks else math.inf

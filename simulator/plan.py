@@ -43,6 +43,13 @@ class FaultKind(enum.StrEnum):
 UNDURABLE = frozenset({FaultKind.REDIS_ROLLBACK})
 
 
+class ServiceProtocol(enum.StrEnum):
+    """What a simulated service of a fleet may speak; the gRPC core takes no part under virtual time."""
+
+    HTTP = "http"
+    WEBSOCKET = "websocket"
+
+
 class Incident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One fault at one time.
 
@@ -97,6 +104,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         safety_s: length of the first phase, in which anything may fail; then everything heals.
         redis_offset_s, redis_rate: Redis' clock against the fleet's.
         service_faults: knobs of every simulated service.
+        protocols: what each service speaks, by its number; the ones not named speak HTTP.
     """
 
     seed: int
@@ -111,6 +119,11 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     service_faults: dict[str, float | bool] = {}
     redis_offset_s: float = 0.0
     redis_rate: float = 1.0
+    protocols: tuple[ServiceProtocol, ...] = ()
+
+    def protocol(self, service: int) -> ServiceProtocol:
+        """What a service speaks."""
+        return self.protocols[service] if service < len(self.protocols) else ServiceProtocol.HTTP
 
     @property
     def durable(self) -> bool:
@@ -196,7 +209,14 @@ def generate_plan(
         redis_offset_s=round(random.uniform(-3600, 3600), 3) if FaultKind.CLOCK_SKEW in kinds else 0.0,
         # Half the margin: a margin of a tenth of the lease carries drifts up to 5 %.
         redis_rate=round(random.uniform(0.96, 1.04), 4) if FaultKind.CLOCK_DRIFT in kinds else 1.0,
+        protocols=_protocols(seed, services),
     )
+
+
+def _protocols(seed: int, services: int) -> tuple[ServiceProtocol, ...]:
+    """From a source of its own, so that everything else a seed means stays as it was."""
+    random = Random(f"plan/{seed}/protocols")
+    return tuple(random.choice(tuple(ServiceProtocol)) for _ in range(services))
 
 
 def _jobs(

@@ -156,6 +156,7 @@ _CALMER: tuple[Callable[[FleetPlan], FleetPlan], ...] = (
     lambda plan: msgspec.structs.replace(plan, service_faults=_NO_SERVICE_FAULTS),
     _without_times_off,
     lambda plan: msgspec.structs.replace(plan, slots=1),
+    lambda plan: msgspec.structs.replace(plan, protocols=()),
     _shorter,
 )
 

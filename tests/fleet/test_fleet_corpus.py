@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+
+import msgspec
 import pytest
 
 from simulator.explore import Size, run_seed
-from simulator.plan import FleetPlan
+from simulator.plan import FleetPlan, ServiceProtocol, generate_plan
 from simulator.run import simulate
 from tests.fleet.corpus import PLANS, SEEDS
 
@@ -27,6 +30,26 @@ def test_regression_plan_holds(plan: FleetPlan) -> None:
     """A plan that once broke something keeps every promise."""
     outcome = simulate(plan).outcome
     assert (outcome.kind, outcome.findings) == ("ok", ())
+
+
+@pytest.mark.parametrize("protocol", list(ServiceProtocol))
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_regression_seed_holds_over_each_protocol(seed: int, protocol: ServiceProtocol) -> None:
+    """Whatever its services speak, a seed that once broke something keeps every promise."""
+    plan = Size().plan(seed)
+    outcome = simulate(msgspec.structs.replace(plan, protocols=(protocol,) * plan.services)).outcome
+    assert (outcome.kind, outcome.findings) == ("ok", ())
+
+
+def test_protocols_leave_all_else_that_a_seed_means_as_it_was() -> None:
+    """Plans of before there were protocols are drawn unchanged, and read as fleets that speak HTTP."""
+    plans = [msgspec.structs.replace(generate_plan(seed), protocols=()) for seed in (7, 14, 21)]
+    digests = [hashlib.sha256(plan.encoded()).hexdigest()[:16] for plan in plans]
+    assert digests == ["5d3aeb9547c7eda9", "db17904740aa6a71", "01b380900d479565"]
+    read = msgspec.json.decode(plans[0].encoded(), type=FleetPlan)
+    assert {read.protocol(number) for number in range(read.services)} == {ServiceProtocol.HTTP}
+    drawn = {generate_plan(seed).protocol(0) for seed in range(10)}
+    assert drawn == set(ServiceProtocol)
 
 
 def test_fresh_seeds_hold() -> None:

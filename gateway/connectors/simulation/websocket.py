@@ -135,7 +135,7 @@ class SimulationWebSocketConnector(Connector):
                     while True:
                         frame = _read(await link.receive())
                         if isinstance(frame, frames.SocketReply):
-                            return _body(frame, kind)
+                            return _body(frame, kind, request)
         except trio.TooSlowError as error:
             raise RequestTimeout(f"{verb}: no answer within {timeout_s:g} s", outcome_unknown=True) from error
 
@@ -199,7 +199,7 @@ class _SocketPeer:
                 if frame.id > request.id:
                     return None
                 if frame.id == request.id:
-                    _body(frame, frames.SubscribeReply)
+                    _body(frame, frames.SubscribeReply, request)
                     subscribed = True
             elif subscribed and frame.job == self._job.reference:
                 ended = await take_in(frame.event, self._job, seen)
@@ -219,7 +219,7 @@ class _SocketPeer:
             if not isinstance(frame, frames.SocketReply):
                 continue
             if frame.id == request.id:
-                return _body(frame, kind)
+                return _body(frame, kind, request)
             if frame.id > request.id:
                 raise PeerClosed(
                     f"{request.verb}: the connection broke before the answer", outcome_unknown=True
@@ -268,13 +268,15 @@ def _read(frame: Frame) -> frames.ServerFrame:
         raise ProtocolViolation(str(error), outcome_unknown=True) from error
 
 
-def _body(reply: frames.SocketReply, kind: type[BodyT]) -> BodyT:
+def _body(reply: frames.SocketReply, kind: type[BodyT], request: frames.SocketRequest) -> BodyT:
     """The body of a success.
 
     Raises:
         StatusFailure: the leaf of the reply's status.
         ProtocolViolation: the body is not what the contract says.
     """
+    body = bytes(reply.body)
     if not 200 <= reply.status < 300:
-        raise status_failure(reply.status, "frame", body=bytes(reply.body), retry_after_s=reply.retry_after_s)
-    return decoded(bytes(reply.body), kind)
+        what = f"{request.verb} {request.job}"
+        raise status_failure(reply.status, what, body=body, retry_after_s=reply.retry_after_s)
+    return decoded(body, kind)
