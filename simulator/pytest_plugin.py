@@ -2,9 +2,10 @@
 
 Nothing heavy is imported before a fixture is used: a suite that uses none of them pays for one small module.
 
-Fixtures: ``simulated_service``, ``gateway_fleet``, ``embedded_redis``, ``fault_plan``, ``gateway_seed``. Markers:
-``gateway_faults``, ``gateway_fleet``. Options: ``--gateway-seeds``, ``--gateway-faults``. Hypothesis strategies are in
-``simulator.strategies``. See docs/testing-your-connector.md.
+Fixtures: ``simulated_service``, ``gateway_fleet``, ``embedded_redis``, ``fault_plan``, ``gateway_seed``,
+``contract_case``. Markers: ``gateway_faults``, ``gateway_fleet``, ``gateway_contract``. Options: ``--gateway-seeds``,
+``--gateway-faults``. Hypothesis strategies are in ``simulator.strategies``. See docs/testing-your-connector.md and
+docs/connectors.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _MARKERS = (
     "knobs over it (see: simulator faults)",
     "gateway_fleet(connector='simulation-http', gateways=2, services=1, slots=4, endpoint='', options={}, "
     "settings={}, unfinished_ok=False): what the fixture of that name runs",
+    "gateway_contract(*dialects, connector=None): the fixture contract_case is every case of the contract for the "
+    "connectors of these dialects (by default those of the catalogue), connector being a class that is not installed",
 )
 
 
@@ -78,10 +81,38 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One run per seed, for tests that use one."""
+    """One run per seed, for tests that use one; one per case of the contract, for tests that are held to it."""
+    if "contract_case" in metafunc.fixturenames:
+        metafunc.parametrize("contract_case", _contract(metafunc))
     seeds = _seeds(metafunc.config.getoption("--gateway-seeds"))
     if seeds and "gateway_seed" in metafunc.fixturenames:
         metafunc.parametrize("gateway_seed", seeds, indirect=True, ids=[f"seed{seed}" for seed in seeds])
+
+
+def _contract(metafunc: pytest.Metafunc) -> list[Any]:
+    """Every case of the contract that the test's marker asks for; those that are excused are skipped with the reason.
+
+    Raises:
+        pytest.UsageError: no marker, or a connector that is not installed.
+    """
+    from gateway.errors import ConnectorError
+    from simulator.contract import Dialect, contract_runs
+
+    marker = metafunc.definition.get_closest_marker("gateway_contract")
+    if marker is None or not all(isinstance(one, Dialect) for one in marker.args):
+        raise pytest.UsageError(
+            f"{metafunc.definition.nodeid}: contract_case needs the marker gateway_contract with dialects, as in "
+            "@pytest.mark.gateway_contract(MY_DIALECT)"
+        )
+    cases = []
+    try:
+        for run in contract_runs(*marker.args, make=marker.kwargs.get("connector")):
+            skip = run.skip()
+            marks = [] if skip is None else [pytest.mark.skip(reason=str(skip))]
+            cases.append(pytest.param(run, id=str(run), marks=marks))
+    except ConnectorError as error:
+        raise pytest.UsageError(str(error)) from None
+    return cases
 
 
 @pytest.hookimpl(wrapper=True)

@@ -32,6 +32,7 @@ def run_pytest(tmp_path: Path) -> Run:
         *arguments: str,
         plugins: tuple[str, ...] = ("simulator.pytest_plugin",),
         installed: Path | None = None,
+        packages: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         project = tmp_path / "project"
         project.mkdir(exist_ok=True)
@@ -42,7 +43,8 @@ def run_pytest(tmp_path: Path) -> Run:
         command += [word for name in plugins for word in ("-p", name)]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
         if installed is None:
-            environment |= {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+            folders = [str(folder) for folder in (packages, ROOT) if folder is not None]
+            environment |= {"PYTHONPATH": os.pathsep.join(folders), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         else:  # as an installed package, found by its entry point
             environment |= {"PYTHONPATH": os.pathsep.join([str(installed), str(ROOT)])}
         return subprocess.run(
