@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.client import JobRequest
+from gateway.connectors.simulation.wire import WorkPayload
 from simulator.certify_config import FleetSetup
 from simulator.certify_fleet import Rig
 from simulator.certify_judge import Certificate, FaultMark, RunFacts, judge
@@ -65,16 +66,22 @@ class TimedJob:
     request: JobRequest
 
 
-def workload(plan: FleetFaults, service: str) -> list[TimedJob]:
-    """The jobs of a plan, evenly over its faulty phase; they follow from its seed."""
+def workload(plan: FleetFaults, setup: FleetSetup) -> list[TimedJob]:
+    """The jobs of a plan, evenly over its faulty phase, in turns for each kind of service; all follow from its seed."""
     random = Random(f"workload/{plan.seed}")
     count, (shortest_s, longest_s) = plan.workload.jobs, plan.workload.duration_s
+    kinds = [service for service, _dialect in setup.kinds]
+
+    def payload(number: int) -> Any:
+        work = WorkPayload(duration_s=round(random.uniform(shortest_s, longest_s), 3), result=number)
+        return setup.payload(kinds[number % len(kinds)], work)
+
     return [
         TimedJob(
             plan.duration_s * number / count,
             JobRequest(
-                service,
-                {"duration_s": round(random.uniform(shortest_s, longest_s), 3), "result": number},
+                kinds[number % len(kinds)],
+                payload(number),
                 max_attempts=plan.workload.max_attempts,
                 timeout_s=plan.workload.timeout_s,
                 job_id=f"certify-{number:06d}",
@@ -262,7 +269,7 @@ def certify(folder: Path, setup: FleetSetup, plan: FleetFaults, watcher: Watcher
         folder, setup, knobs=plan.knobs, seed=plan.seed, gateways=plan.gateways, check=watcher.check
     ) as rig:
         conductor = Conductor(rig, plan.faults, watcher)
-        conductor.run(workload(plan, setup.service))
+        conductor.run(workload(plan, setup))
         watcher.phase("stopping the gateways")
         unclean = [name for name, code in rig.stop_gateways().items() if code != 0]
         facts = RunFacts(

@@ -11,11 +11,19 @@ from typing import Any
 
 from gateway.config import GatewayConfig, WorkerConfig, load_config
 from gateway.connectors.registry import default_registry
+from gateway.connectors.simulation.wire import WorkPayload
 from gateway.errors import ConfigError
+from protocols.base import Endpoint
+from simulator.dialects.catalogue import DIALECTS, dialect
 
-#: Connectors whose service the simulator has.
-SIMULATED_KEYS = frozenset({"simulation-http"})
 SLOTS_DEFAULT = 4
+#: What plays a service that the catalogue does not know: a connector under test against the simulated service.
+DIALECT_DEFAULT = "simulation-http"
+
+
+def simulated_keys() -> dict[str, str]:
+    """Connectors whose service the simulator has, each with its dialect."""
+    return {key: dialect.name for dialect in DIALECTS for key in dialect.connectors}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +43,32 @@ class FleetSetup:
         source: where it came from, for people.
         places: simulated instance, by number, of each worker that is simulated.
         left: workers that keep their endpoint, because the simulator has no such service.
-        service: kind of backend that jobs are submitted for.
+        kinds: what jobs are submitted for, in turns: kinds of service, each with the dialect that makes the payloads.
+        dialects: what each simulated instance speaks, by number.
+        asked: every simulated connector asks a service before it runs a job again, so nothing is done twice.
     """
 
     config: GatewayConfig
     source: str
     places: Mapping[str, int]
     left: tuple[str, ...]
-    service: str
+    kinds: tuple[tuple[str, str], ...]
+    dialects: tuple[str, ...]
+    asked: bool = True
+
+    @property
+    def service(self) -> str:
+        """The first kind of service that jobs are submitted for."""
+        return self.kinds[0][0]
+
+    def payload(self, service: str, work: WorkPayload) -> Any:
+        """The payload of a job for a kind of service that is to be this work."""
+        return dialect(dict(self.kinds)[service]).payload_for(work)
 
     @property
     def instances(self) -> int:
         """How many simulated instances it needs."""
-        return max(self.places.values(), default=-1) + 1
+        return len(self.dialects)
 
     def slots(self, gateways: int) -> int:
         """Executions at once that each instance must take, so that no claim ever waits for a slot there."""
@@ -66,8 +87,10 @@ class FleetSetup:
         values["telemetry"] |= {"otlp_endpoint": "", "console": False}
         values["api"] |= {"port": None}
         for name, place in self.places.items():
+            # The path belongs to the interface (``/v1``), not to the machine that is replaced.
+            path = Endpoint.parse(self.config.workers[name].endpoint).path
             values["workers"][name] |= {
-                "endpoint": services[place].url,
+                "endpoint": services[place].url + path,
                 "instance": services[place].instance,
             }
         return values
@@ -76,7 +99,7 @@ class FleetSetup:
 def builtin_setup(
     services: int, *, slots: int = SLOTS_DEFAULT, connector: str = "simulation-http"
 ) -> FleetSetup:
-    """Default settings with one worker per simulated instance.
+    """Default settings with one worker per simulated instance, in the connector's dialect.
 
     Args:
         services: instances.
@@ -96,7 +119,7 @@ def builtin_setup(
         for number in range(services)
     }
     config = load_config(overrides={"queue": "certify", "workers": workers}, environment={})
-    return setup_of(config, "built in", simulated=frozenset({connector}))
+    return setup_of(config, "built in", simulated={connector: DIALECT_DEFAULT, **simulated_keys()})
 
 
 def file_setup(path: Path) -> FleetSetup:
@@ -106,30 +129,33 @@ def file_setup(path: Path) -> FleetSetup:
         ConfigError: it is wrong, or has no worker whose service can be simulated.
         ConnectorError: a worker's connector is unknown.
     """
-    return setup_of(load_config(path), str(path), simulated=SIMULATED_KEYS)
+    return setup_of(load_config(path), str(path), simulated=simulated_keys())
 
 
-def setup_of(config: GatewayConfig, source: str, *, simulated: frozenset[str]) -> FleetSetup:
-    """Divide the workers of a configuration: workers of one endpoint share one simulated instance.
+def setup_of(config: GatewayConfig, source: str, *, simulated: Mapping[str, str]) -> FleetSetup:
+    """Divide the workers of a configuration: workers of one endpoint and dialect share one simulated instance.
 
     Args:
         config: the merged configuration.
         source: where it came from.
-        simulated: connector keys whose endpoints are replaced.
+        simulated: connector keys whose endpoints are replaced, each with the dialect spoken there.
 
     Raises:
         ConfigError: no worker can be simulated.
         ConnectorError: a worker's connector is unknown.
     """
     registry = default_registry()
-    endpoints: dict[str, int] = {}
+    instances: dict[tuple[str, str], int] = {}
     places: dict[str, int] = {}
-    services: list[str] = []
+    kinds: dict[str, str] = {}
+    asked = True
     for name, worker in config.workers.items():
         connector = registry.load(worker.connector)
-        if worker.connector in simulated:
-            places[name] = endpoints.setdefault(worker.endpoint, len(endpoints))
-            services.append(connector.service)
+        spoken = simulated.get(worker.connector)
+        if spoken is not None:
+            places[name] = instances.setdefault((worker.endpoint, spoken), len(instances))
+            kinds.setdefault(connector.service, spoken)
+            asked = asked and connector.capabilities.query
     if not places:
         raise ConfigError(_nothing(source, config.workers, simulated))
     return FleetSetup(
@@ -137,11 +163,13 @@ def setup_of(config: GatewayConfig, source: str, *, simulated: frozenset[str]) -
         source=source,
         places=places,
         left=tuple(name for name in config.workers if name not in places),
-        service=services[0],
+        kinds=tuple(kinds.items()),
+        dialects=tuple(spoken for _, spoken in instances),
+        asked=asked,
     )
 
 
-def _nothing(source: str, workers: Mapping[str, WorkerConfig], simulated: frozenset[str]) -> str:
+def _nothing(source: str, workers: Mapping[str, WorkerConfig], simulated: Mapping[str, str]) -> str:
     found = (
         ", ".join(f"{name} has {worker.connector}" for name, worker in workers.items()) or "there are none"
     )

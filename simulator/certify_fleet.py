@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -41,19 +41,21 @@ class ServiceHandle:
     Args:
         url: its base URL.
         instance: its own name.
+        control_url: where its journal and its controls are; by default its base URL.
     """
 
-    def __init__(self, url: str, instance: str) -> None:
+    def __init__(self, url: str, instance: str, control_url: str = "") -> None:
         self.url = url
         self.instance = instance
+        self.control_url = control_url or url
 
     def journal(self) -> list[wire.JournalEntry]:
         """Everything it did, in order: submitted, started, finished, misrouted, ..."""
-        return list(read_journal(self.url).entries)
+        return list(read_journal(self.control_url).entries)
 
     def summary(self) -> wire.JournalSummary:
         """Its journal in numbers."""
-        return wire.decode(request(self.url, "GET", wire.JOURNAL_SUMMARY_PATH), wire.JournalSummary)
+        return wire.decode(request(self.control_url, "GET", wire.JOURNAL_SUMMARY_PATH), wire.JournalSummary)
 
     def set_faults(self, **knobs: Any) -> None:
         """Change some knobs from now on; see ``simulator faults``.
@@ -61,19 +63,19 @@ class ServiceHandle:
         Raises:
             FleetFailed: an unknown knob, or a value out of range.
         """
-        request(self.url, "PUT", wire.CONTROL_FAULTS_PATH, knobs)
+        request(self.control_url, "PUT", wire.CONTROL_FAULTS_PATH, knobs)
 
     def restart(self) -> None:
         """Let it forget all its jobs; the journal survives."""
-        request(self.url, "POST", wire.CONTROL_RESTART_PATH)
+        request(self.control_url, "POST", wire.CONTROL_RESTART_PATH)
 
     def pause(self) -> None:
         """Let it answer nothing until ``resume``."""
-        request(self.url, "POST", wire.CONTROL_PAUSE_PATH)
+        request(self.control_url, "POST", wire.CONTROL_PAUSE_PATH)
 
     def resume(self) -> None:
         """Let it go on."""
-        request(self.url, "POST", wire.CONTROL_RESUME_PATH)
+        request(self.control_url, "POST", wire.CONTROL_RESUME_PATH)
 
 
 class Rig:
@@ -163,17 +165,26 @@ class Rig:
         return self._client
 
     def _start_services(self, stack: ExitStack) -> None:
-        if not self.setup.instances:
+        """Start the simulated instances, a process per dialect, and list them by number."""
+        dialects = self.setup.dialects
+        if not dialects:
             return
         knobs = self.folder / "faults.toml"
         knobs.write_text(toml_text(self._knobs.to_mapping()), "utf-8")
-        command = [sys.executable, "-P", "-m", "simulator.cli", "serve", "--json", "--base-port", "0"]
-        command += ["--instances", str(self.setup.instances), "--name", "service", "--seed", str(self._seed)]
-        command += ["--slots", str(self.setup.slots(len(self._names) or 1)), "--faults", str(knobs)]
-        log = self.folder / "services.log"
-        process = stack.enter_context(self._spawn(command, log))
-        instances = process.first_line(check=self._check)["instances"]
-        self.services = [ServiceHandle(one["url"], one["instance"]) for one in instances]
+        started: dict[str, Iterator[ServiceHandle]] = {}
+        for spoken in dict.fromkeys(dialects):
+            name = "service" if len(set(dialects)) == 1 else f"service-{spoken}"
+            command = [sys.executable, "-P", "-m", "simulator.cli", "serve", "--json", "--base-port", "0"]
+            command += ["--dialect", spoken, "--instances", str(dialects.count(spoken)), "--name", name]
+            command += ["--seed", str(self._seed), "--slots", str(self.setup.slots(len(self._names) or 1))]
+            process = stack.enter_context(
+                self._spawn([*command, "--faults", str(knobs)], self.folder / f"{name}.log")
+            )
+            ready = process.first_line(check=self._check)["instances"]
+            started[spoken] = iter(
+                [ServiceHandle(one["url"], one["instance"], one["control_url"]) for one in ready]
+            )
+        self.services = [next(started[spoken]) for spoken in dialects]
 
     def _learn_workers(self, name: str) -> None:
         self.worker_ids[name] = frozenset(
@@ -279,4 +290,4 @@ class Rig:
 
     def journals(self) -> Mapping[str, wire.JournalPage]:
         """Every service's journal, by instance."""
-        return {service.instance: read_journal(service.url) for service in self.services}
+        return {service.instance: read_journal(service.control_url) for service in self.services}

@@ -267,7 +267,7 @@ def _further_measures(facts: RunFacts, done: _Done, recoveries: Sequence[Recover
     lost = any(mark.kind == "redis" for mark in facts.marks)
     worst_s = max(outages, default=0.0)
     fallen = sorted({*facts.crashes, *facts.unclean})
-    once = _work_is_done_once(facts.plan)
+    once = facts.setup.asked and _work_is_done_once(facts.plan)
     return [
         Measure(
             key="outage",
@@ -292,7 +292,9 @@ def _further_measures(facts: RunFacts, done: _Done, recoveries: Sequence[Recover
             name="work done once",
             target="0 jobs finished twice at a service"
             if once
-            else "told only: this plan makes services repeat work",
+            else "told only: this plan makes services repeat work"
+            if facts.setup.asked
+            else "told only: a service here cannot be asked what it did",
             measured=f"{done.twice} finished twice",
             verdict=_verdict(done.twice == 0) if once else NOT_ASKED,
             of_audit=False,

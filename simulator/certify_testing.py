@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from gateway.audit import AuditReport
@@ -24,12 +25,13 @@ from gateway.client import JobRequest
 from gateway.config import load_config
 from gateway.connector import Connector
 from gateway.connectors.registry import default_registry
+from gateway.connectors.simulation.wire import FailureWish, WorkPayload
 from gateway.errors import ConnectorError
 from gateway.fleet import FleetFailed
 from gateway.models import JobView
 from protocols.http_server import ServerHandle
 from simulator.certify import Conductor, SilentWatcher, TimedJob
-from simulator.certify_config import FleetSetup
+from simulator.certify_config import DIALECT_DEFAULT, FleetSetup, simulated_keys
 from simulator.certify_fleet import Rig, ServiceHandle
 from simulator.fault_plans import FleetFaults
 from simulator.faults import FaultPlan
@@ -200,7 +202,16 @@ def _setup(wish: FleetWish, kind: type[Connector]) -> FleetSetup:
     overrides = _merged({**SHORT_TIMES, "queue": "fleet", "workers": workers}, wish.settings)
     config = load_config(overrides=overrides, environment={})
     places = {} if wish.endpoint else {name: number for number, name in enumerate(names)}
-    return FleetSetup(config=config, source="test", places=places, left=(), service=kind.service)
+    spoken = simulated_keys().get(kind.key, DIALECT_DEFAULT)
+    return FleetSetup(
+        config=config,
+        source="test",
+        places=places,
+        left=(),
+        kinds=((kind.service, spoken),),
+        dialects=(spoken,) * len(places),
+        asked=kind.capabilities.query,
+    )
 
 
 class FleetHandle:
@@ -285,7 +296,9 @@ class FleetHandle:
         service = self._rig.setup.service
         if not isinstance(job, PlannedJob):
             return TimedJob(0.0, JobRequest(service, dict(job)))
-        payload = {"duration_s": job.duration_s, "chunks": job.chunks, "fail": job.fail}
+        fail = None if job.fail is None else msgspec.convert(job.fail, FailureWish)
+        work = WorkPayload(duration_s=job.duration_s, chunks=job.chunks, fail=fail)
+        payload = self._rig.setup.payload(service, work)
         request = JobRequest(
             service,
             payload,

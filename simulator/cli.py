@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simulator import cli_certify, cli_fleet, cli_mutants
+from simulator import cli_certify, cli_contract, cli_fleet, cli_mutants
 
 if TYPE_CHECKING:
     from simulator.dialects.catalogue import Dialect
@@ -228,6 +228,7 @@ def list_faults(
 cli_fleet.register(app)
 cli_certify.register(app)
 cli_mutants.register(app)
+cli_contract.register(app)
 
 
 def main() -> None:

@@ -134,6 +134,7 @@ class Bench:
         self._nursery = nursery
         self._seed = seed
         self._made: list[Connector] = []
+        self._attempts: list[Attempt] = []
         self._jobs = 0
 
     @property
@@ -209,6 +210,7 @@ class Bench:
     def start(self, connector: Connector, job: RecordingJob, *, resume: bool = False) -> Attempt:
         """Run a job in the background."""
         attempt = Attempt(job, connector)
+        self._attempts.append(attempt)
         self._nursery.start_soon(self._attempt, attempt, connector.resume if resume else connector.run)
         return attempt
 
@@ -220,16 +222,18 @@ class Bench:
 
     async def _attempt(self, attempt: Attempt, perform: Callable[[RecordingJob], Any]) -> None:
         begun_s = trio.current_time()
-        with attempt.scope:
-            try:
-                attempt.result = await perform(attempt.job)
-                attempt.end = End.RESULT
-            except JobFault as fault:
-                attempt.fault, attempt.end = fault, End.FAULT
-        if attempt.end is None:
-            attempt.end = End.STOPPED
-        attempt.elapsed_s = trio.current_time() - begun_s
-        attempt.ended.set()
+        try:
+            with attempt.scope:
+                try:
+                    attempt.result = await perform(attempt.job)
+                    attempt.end = End.RESULT
+                except JobFault as fault:
+                    attempt.fault, attempt.end = fault, End.FAULT
+            if attempt.end is None:
+                attempt.end = End.STOPPED
+        finally:
+            attempt.elapsed_s = trio.current_time() - begun_s
+            attempt.ended.set()
 
     async def stop(self, attempt: Attempt) -> None:
         """End an attempt as the runner does for a deadline or a cancel: its scope, then its work at the service."""
@@ -301,8 +305,11 @@ class Bench:
         assert not scope.cancelled_caught, f"within {self.patience_s:g} s it did not happen that {what}"
 
     async def aclose(self) -> None:
-        """Close all connectors, each within the runner's bound; a second time does nothing."""
+        """End what still runs and close all connectors within the runner's bound; a second close does nothing."""
         with trio.move_on_after(CANCEL_TIMEOUT_S, shield=True) as scope:
+            for attempt in self._attempts:
+                attempt.scope.cancel()
+                await attempt.ended.wait()
             for made in self._made:
                 await made.aclose()
                 await made.aclose()

@@ -80,11 +80,16 @@ def work_as_json(work: WorkPayload) -> Any:
     return msgspec.to_builtins(work)
 
 
-def _load(text: str) -> Any:
+def load(text: str) -> Any:
+    """What ``module:name`` names.
+
+    Raises:
+        DialectError: it cannot be imported.
+    """
     module, _, name = text.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise DialectError(f"{text}: {error}") from error
 
 
@@ -133,7 +138,7 @@ class Dialect:
         Raises:
             DialectError: it cannot be imported.
         """
-        return cast(MakeTwin, _load(self.twin) if isinstance(self.twin, str) else self.twin)
+        return cast(MakeTwin, load(self.twin) if isinstance(self.twin, str) else self.twin)
 
     def payload_for(self, work: WorkPayload) -> Any:
         """The payload of a job that is to be this work.
@@ -141,7 +146,7 @@ class Dialect:
         Raises:
             DialectError: the function that makes it cannot be imported.
         """
-        make = _load(self.payload) if isinstance(self.payload, str) else self.payload
+        make = load(self.payload) if isinstance(self.payload, str) else self.payload
         return make(work)
 
 

@@ -212,7 +212,7 @@ def test_workers_without_a_simulated_service_stay(project: Path) -> None:
     """With no worker whose service can be simulated there is nothing to do, and the error says what there is."""
     config = file_setup(project / "gateway.toml").config
     with pytest.raises(ConfigError, match="far has simulation-http"):
-        setup_of(config, "x", simulated=frozenset({"other-http"}))
+        setup_of(config, "x", simulated={"other-http": "simulation-http"})
 
 
 def test_processes_inherit_no_settings() -> None:
