@@ -47,10 +47,12 @@ class RunningJob:
         self._number = 0
         self._value = 0.0
         self._latest: tuple[float, str] | None = None
+        #: What the service said last, kept after the pump took ``_latest``.
+        self._shown: tuple[float, str] | None = None
         #: Made with the first chunk: most jobs stream none.
         self._chunks: trio.Lock | None = None
         self._headers = headers
-        #: Monotonic time of the last sign of life from the service, for the progress watchdog.
+        #: Monotonic time at which the job last moved, for the progress watchdog.
         self.last_sign_s = now_s
 
     @property
@@ -105,10 +107,13 @@ class RunningJob:
 
     def progress(self, value: float, message: str = "") -> None:
         """See ``JobContext``; values never go backwards within an attempt."""
-        self.last_sign_s = self._pump.now()
         if math.isfinite(value):
             self._value = max(self._value, min(1.0, value))
         self._latest = (self._value, message)
+        if self._latest != self._shown:
+            # A service that says the same again and again lives, but the job does not move.
+            self._shown = self._latest
+            self.last_sign_s = self._pump.now()
         self._pump.mark(self)
 
     async def chunk(self, data: Any) -> None:

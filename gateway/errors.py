@@ -43,6 +43,7 @@ class JobFault(GatewayError):
         fault_class: decides what happens next.
         retry_after_s: the service's own wish, None when it has none.
         outcome_unknown: the service may still be doing the work.
+        forgotten: the service no longer knows the work that it had accepted.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class JobFault(GatewayError):
         *,
         retry_after_s: float | None = None,
         outcome_unknown: bool = False,
+        forgotten: bool = False,
     ) -> None:
         super().__init__(message)
         self.fault_class = fault_class
+        self.forgotten = forgotten
         self.retry_after_s = retry_after_s
         self.outcome_unknown = outcome_unknown
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import trio
 
 from gateway.observer import Observer
+from gateway.strategies import Strategy
 from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -75,8 +76,11 @@ class LagMonitor:
         while True:
             slept_s = self._now_s()
             await trio.sleep(self._every_s)
+            lagged = self.lagging
             self.lag_s = max(0.0, self._now_s() - slept_s - self._every_s)
             self._observer.loop_lag(self.lag_s)
+            if self.lagging and not lagged:
+                self._observer.recovering(Strategy.WORKER_STUCK)
             if self.lagging:
                 log.warning(
                     "event loop lags %.2f s (limit %.2f s): claiming pauses", self.lag_s, self._limit_s

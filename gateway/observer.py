@@ -12,6 +12,7 @@ from typing import Protocol
 from gateway.breaker import BreakerState
 from gateway.errors import FaultClass
 from gateway.models import Grant, LeaseRef, QueueStats, Settlement, SweepReport, Verdict
+from gateway.strategies import Strategy
 
 
 class AttemptObserver(Protocol):
@@ -68,6 +69,10 @@ class Observer(Protocol):
 
     def loop_lag(self, lag_s: float) -> None: ...
 
+    def recovering(self, strategy: Strategy, count: int = 1) -> None:
+        """A named recovery is under way, for so many jobs."""
+        ...
+
 
 class _SilentAttempt:
     """Its own context manager: generators would cost every job more than the rest of this class."""
@@ -118,3 +123,5 @@ class SilentObserver:
     def spool(self, size: int) -> None: ...
 
     def loop_lag(self, lag_s: float) -> None: ...
+
+    def recovering(self, strategy: Strategy, count: int = 1) -> None: ...

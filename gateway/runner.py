@@ -16,12 +16,13 @@ from gateway.context import ProgressPump, RunningJob
 from gateway.errors import FaultClass, GatewayError, JobFault, StoreError
 from gateway.headers import HEADER_EPOCH, HEADER_EXPECTED_ENDPOINT, HEADER_EXPECTED_INSTANCE, HEADER_WORKER
 from gateway.leases import EndReason, LeaseKeeper, Ownership
-from gateway.models import Grant, Settlement
+from gateway.models import Grant, Settlement, SettlementKind, Verdict
 from gateway.observer import AttemptObserver, Observer
 from gateway.recovery import Finding, Reconciliation, Reference, reconcile, reference_name
 from gateway.retry import Action, RetryPolicy, decide
 from gateway.settling import Settler
 from gateway.store.base import JobStore
+from gateway.strategies import Strategy
 from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,13 @@ STALL_CHECK_S = 1.0
 #: Time beyond a job's own time-out for which its lease is renewed: cancelling at the service and settling.
 AFTERCARE_S = 60.0
 _encode = msgspec.json.Encoder().encode
+#: Recoveries that begin with the end of an ownership.
+_STRATEGIES = {
+    EndReason.TIMED_OUT: Strategy.JOB_TIMEOUT,
+    EndReason.STALLED: Strategy.WORKER_STUCK,
+    EndReason.LOST: Strategy.LEASE_LOST,
+    EndReason.EXPIRED: Strategy.LEASE_LOST,
+}
 
 #: Makes a connector for another endpoint than the worker's own, to ask for work left there.
 MakeConnector = Callable[[str, str, Worker], Connector]
@@ -134,7 +142,10 @@ class JobRunner:
                         with trio.move_on_after(self._config.cancel_timeout_s, shield=True):
                             await attempt.foreign.aclose()
                 if settlement is not None:
-                    observer.settled(settlement, await self._settler.settle(settlement, ownership))
+                    verdict = await self._settler.settle(settlement, ownership)
+                    observer.settled(settlement, verdict)
+                    if verdict is Verdict.STALE and settlement.kind is SettlementKind.COMPLETED:
+                        self._observer.recovering(Strategy.DUPLICATE_EXECUTION_DETECTED)
         finally:
             self._keeper.disown(ownership, "ended")
             worker.job_ended()
@@ -229,6 +240,9 @@ class JobRunner:
             return await self._run_here(attempt, Finding.RUN)
         job = self._prepare(attempt, left)
         found = await self._ask(attempt, left)
+        if found.finding is Finding.RUN:
+            # The reference is stored before the work is handed over, so it may also never have arrived there.
+            self._observer.recovering(Strategy.SERVICE_RESTARTED)
         if found.finding is Finding.COLLECT:
             assert found.result is not None
             log.info("job %s: collected the result an earlier owner left", attempt.grant.job_id)
@@ -293,6 +307,10 @@ class JobRunner:
             policy=self._retry,
         )
         log.info("job %s: %s (%s) → %s", grant.job_id, fault_class.value, fault, decision.action.value)
+        if fault.forgotten:
+            self._observer.recovering(Strategy.SERVICE_RESTARTED)
+        if fault_class is FaultClass.UNAVAILABLE:
+            self._observer.recovering(Strategy.SERVICE_UNAVAILABLE)
         if decision.action is Action.STOP:
             return None
         if decision.action is Action.BURY:
@@ -320,6 +338,8 @@ class JobRunner:
         reason = attempt.ownership.end_reason()
         capabilities = attempt.connector.capabilities
         log.info("job %s (epoch %d) stopped: %s", attempt.grant.job_id, attempt.grant.epoch, reason.value)
+        if (strategy := _STRATEGIES.get(reason)) is not None:
+            self._observer.recovering(strategy)
         if reason is EndReason.TIMED_OUT:
             message = f"not done within {attempt.grant.spec.timeout_s:g} s"
             return await self._faulted(attempt, JobFault(FaultClass.TIMEOUT, message, outcome_unknown=True))

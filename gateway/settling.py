@@ -14,6 +14,7 @@ from gateway.models import JobState, LeaseRef, Settlement, SettlementKind, Verdi
 from gateway.observer import Observer
 from gateway.spool import Spool, SpoolFull
 from gateway.store.base import JobStore
+from gateway.strategies import Strategy
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Settler:
             return await self._insist(settlement, ownership)
         waiter = self._waiting[settlement.lease] = _Waiter(ownership)
         self._observer.spool(len(self._spool))
+        self._observer.recovering(Strategy.REDIS_LOST)
         self._filled.set()
         await waiter.recorded.wait()
         return waiter.verdict

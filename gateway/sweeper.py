@@ -12,6 +12,7 @@ import trio
 from gateway.errors import StoreError
 from gateway.observer import Observer
 from gateway.store.base import JobStore
+from gateway.strategies import Strategy
 from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ async def sweep_regularly(
             for _ in range(ROUNDS_MAX):
                 report = await store.sweep()
                 observer.swept(report)
+                if report.poisoned:
+                    observer.recovering(Strategy.POISON_PILL, report.poisoned)
                 if report.recovered or report.poisoned:
                     log.warning(
                         "%d expired leases recovered, %d poison pills buried",

@@ -20,6 +20,7 @@ from gateway.breaker import BreakerState
 from gateway.config import TelemetryConfig
 from gateway.models import Grant, LeaseRef, QueueStats, SweepReport
 from gateway.observer import AttemptObserver
+from gateway.strategies import Strategy
 from gateway.telemetry.attempts import QuietAttempt, TracedAttempt
 from gateway.telemetry.exporters import MetricsPusher, console_spans, otlp_metrics, otlp_spans
 from gateway.telemetry.instruments import InstrumentSet
@@ -114,6 +115,9 @@ class Telemetry:
     def loop_lag(self, lag_s: float) -> None:
         self.lag_s = lag_s
         self.metrics.loop_lag(lag_s)
+
+    def recovering(self, strategy: Strategy, count: int = 1) -> None:
+        self.metrics.recovering(strategy, count)
 
     def exposition(self) -> tuple[bytes, str]:
         """The metrics as a Prometheus page: body and content type."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gateway.breaker import BreakerState
 from gateway.errors import FaultClass
 from gateway.models import Grant, QueueStats, Settlement, SettlementKind, SweepReport, Verdict
+from gateway.strategies import Strategy
 from gateway.telemetry.instruments import InstrumentSet, Labels
 
 #: From a no-op to an hour: one model run takes seconds to minutes.
@@ -105,6 +106,12 @@ class GatewayMetrics:
             "queue_oldest_age_seconds", "Age of the longest waiting claimable job", unit="s"
         )
         self._expiries = new.counter("lease_expiries_total", "Leases found expired by this process")
+        self._recoveries = new.counter(
+            "recoveries_total", "Recoveries by named strategy, see docs/operations.md", ("strategy",)
+        )
+        for strategy in Strategy:
+            # Every strategy shows its zero from the start, so that an alert on its rate has a beginning.
+            self._recoveries.add((strategy.value,), 0)
         self._poison = new.counter("poison_pills_total", "Jobs given up after too many expired leases")
 
     def _process_metrics(self, new: InstrumentSet) -> None:
@@ -184,6 +191,9 @@ class GatewayMetrics:
 
     def spool(self, size: int) -> None:
         self._spool.set((), float(size))
+
+    def recovering(self, strategy: Strategy, count: int) -> None:
+        self._recoveries.add((strategy.value,), count)
 
     def loop_lag(self, lag_s: float) -> None:
         self._lag.set((), lag_s)

@@ -6,6 +6,7 @@ For everything that needs no process to be killed: quicker to start, and its sta
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from gateway.models import Grant, LeaseRef, Settlement, Verdict
 from gateway.observer import AttemptObserver, SilentObserver
 from gateway.spool import MemorySpool, Spool
 from gateway.store.connection import redis_connect
+from gateway.strategies import Strategy
 from gateway.supervisor import Gateway, Seams, StopSwitch
 from protocols.http_server import ServerHandle
 from simulator.faults import FaultPlan
@@ -69,6 +71,7 @@ class Notes(SilentObserver):
         self.breakers: list[tuple[str, BreakerState]] = []
         self.disownings: list[tuple[str, str]] = []
         self.spooled_most = 0
+        self.recoveries: Counter[Strategy] = Counter()
 
     @contextmanager
     def attempt(
@@ -84,6 +87,9 @@ class Notes(SilentObserver):
 
     def breaker(self, worker_id: str, service: str, endpoint: str, state: BreakerState) -> None:
         self.breakers.append((worker_id, state))
+
+    def recovering(self, strategy: Strategy, count: int = 1) -> None:
+        self.recoveries[strategy] += count
 
     def spool(self, size: int) -> None:
         self.spooled_most = max(self.spooled_most, size)

@@ -18,6 +18,7 @@ PUBLISHED = {
     *("attempt_faults_total", "breaker_state", "claim_latency_seconds", "claim_round_trip_seconds"),
     *("claims_total", "event_loop_lag_seconds", "job_duration_seconds", "jobs_running", "jobs_total"),
     *("lease_expiries_total", "poison_pills_total", "queue_depth", "queue_oldest_age_seconds"),
+    "recoveries_total",
     *("service_health", "settlements_duplicate_total", "settlements_refused_total", "spool_size"),
     "store_available",
 }

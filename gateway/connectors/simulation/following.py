@@ -129,7 +129,8 @@ async def follow(peer: Peer, job: JobContext, random: random_module.Random, *, s
             return ended
         status = await patient_status(peer, random)
         if status is None:
-            raise JobFault(FaultClass.SERVICE_ERROR, f"the service has forgotten job {job.reference}")
+            message = f"the service has forgotten job {job.reference}"
+            raise JobFault(FaultClass.SERVICE_ERROR, message, forgotten=True)
         if status.state in wire.TERMINAL_RUN_STATES:
             return result_of(status.state, status.result, status.error, status.instance)
         job.progress(status.progress, status.message)
