@@ -36,6 +36,7 @@ from simulator.model import (
     STEPS_MAX,
     Caller,
     Delivery,
+    Execution,
     Job,
     Reply,
     ServiceConfig,
@@ -136,13 +137,15 @@ class SimulatedService:
         return Reply(503 if failing else 200, HealthReply(status=status, instance=self.config.instance))
 
     def greet(self, now_s: float, caller: Caller) -> Reply | None:
-        """Answer a handshake that opens a longer conversation: a refusal, or None to go on."""
+        """Answer a handshake, or a request that only a dialect has: a refusal, or None to go on."""
         self.advance(now_s)
         self._note_route(now_s, caller, "")
         return self._request_fault(now_s)
 
-    def submit(self, now_s: float, request: SubmitRequest, caller: Caller) -> Reply:
-        """Answer ``POST /v1/jobs``."""
+    def submit(
+        self, now_s: float, request: SubmitRequest, caller: Caller, *, dedupe: bool | None = None
+    ) -> Reply:
+        """Answer ``POST /v1/jobs``; ``dedupe`` overrides the knob, for services that never do or always."""
         self.advance(now_s)
         self._note_route(now_s, caller, request.id)
         faulty = self._request_fault(now_s) or self._submit_fault(now_s)
@@ -154,7 +157,7 @@ class SimulatedService:
             return refusal(ErrorKind.VALIDATION, error.detail)
         job = self._engine.jobs.get(request.id)
         repeat = job is not None and (not job.ended or job.state is RunState.COMPLETED)
-        if job is not None and repeat and self.faults.dedupe:
+        if job is not None and repeat and (self.faults.dedupe if dedupe is None else dedupe):
             self._engine.note(now_s, JournalEvent.DEDUPLICATED, job, caller)
             return self._submit_delivery(now_s, job, deduplicated=True)
         if self._engine.full:
@@ -173,9 +176,30 @@ class SimulatedService:
         job = self._engine.jobs.get(job_id)
         if job is None:
             return refusal(ErrorKind.NOT_FOUND, f"no job {job_id}")
-        body = job.status(self.journal.executions(job_id))
+        body = job.status(self.journal.executions(job_id), now_s)
         garbage = self._dice.roll("garbage_rate", self.elapsed_s(now_s))
         return Reply(200, body, Delivery.GARBAGE if garbage else Delivery.NORMAL)
+
+    def job(self, job_id: str) -> Job | None:
+        """A job as it is, for dialects that tell more of it than a status; None when it is not known."""
+        return self._engine.jobs.get(job_id)
+
+    def executions(self) -> tuple[list[Execution], list[Execution]]:
+        """Executions in slots and in line, each in the order of their start or arrival."""
+        return self._engine.live_executions()
+
+    def stop(self, now_s: float, job: Job, caller: Caller) -> None:
+        """Cancel a job that has not ended, unless cancels are ignored now."""
+        if not self._dice.roll("cancel_ignored_rate", self.elapsed_s(now_s)):
+            self._engine.stop(now_s, job, caller)
+
+    def roll(self, now_s: float, knob: str) -> bool:
+        """Whether a fault that only a dialect can show happens now."""
+        return self._dice.roll(knob, self.elapsed_s(now_s))
+
+    def cursor(self, now_s: float, job: Job, after: int) -> EventCursor:
+        """The events of a job after a number, for dialects whose streams carry many jobs."""
+        return EventCursor(job, after, self._dice, self.elapsed_s(now_s))
 
     def cancel(self, now_s: float, job_id: str, caller: Caller) -> Reply:
         """Answer ``DELETE /v1/jobs/{id}``."""
@@ -189,10 +213,8 @@ class SimulatedService:
             return refusal(ErrorKind.NOT_FOUND, f"no job {job_id}")
         if job.ended:
             return Reply(200, CancelReply(id=job_id, state=job.state))
-        if self._dice.roll("cancel_ignored_rate", self.elapsed_s(now_s)):
-            return Reply(200, CancelReply(id=job_id, state=RunState.CANCELLED))
-        self._engine.stop(now_s, job, caller)
-        return Reply(200, CancelReply(id=job_id, state=job.state))
+        self.stop(now_s, job, caller)
+        return Reply(200, CancelReply(id=job_id, state=RunState.CANCELLED))
 
     def listen(self, now_s: float, job_id: str, after: int, caller: Caller) -> EventCursor | Reply:
         """Answer ``GET /v1/jobs/{id}/events``: a cursor to pull from, or a refusal."""

@@ -82,6 +82,11 @@ class Engine:
         """Executions in slots."""
         return len(self._running)
 
+    def live_executions(self) -> tuple[list[Execution], list[Execution]]:
+        """Executions in slots and in line, each in the order of their start or arrival."""
+        running = sorted(self._running, key=lambda run: run.order)
+        return running, list(self._waiting)
+
     @property
     def paused(self) -> bool:
         """Whether everything hangs."""
@@ -230,7 +235,9 @@ class Engine:
                 kind=ErrorKind.OUT_OF_MEMORY, message="simulated: out of memory"
             )
         execution.steps = plan_steps(work, duration_s, fails=execution.failure is not None)
+        execution.late_record = roll("late_record_rate", elapsed_s)
         execution.started_s = at_s
+        execution.order = next(self._order)
         self._running.add(execution)
         self._schedule(execution)
         if job.newest is execution:
@@ -275,6 +282,7 @@ class Engine:
             else:
                 terminal_seq = self._close(job, RunState.FAILED, EventType.FAILED, failure.message)
             job.muted_seq = terminal_seq if execution.lost else 0
+            job.readable_s = at_s + self.dice.plan.late_record_s if execution.late_record else at_s
         self.note(
             at_s,
             JournalEvent.FINISHED if failure is None else JournalEvent.FAILED,

@@ -27,6 +27,9 @@ SLOW_FACTOR_DEFAULT = 15.0
 SLOW_FACTOR_MAX = 10_000.0
 RETRY_AFTER_S_DEFAULT = 1.0
 RETRY_AFTER_S_MAX = 86_400.0
+#: Longer than a client that asks right away waits, shorter than one that polls in vain for long.
+LATE_RECORD_S_DEFAULT = 0.25
+LATE_RECORD_S_MAX = 3_600.0
 OVERSIZE_BYTES_DEFAULT = 2 * 1024 * 1024
 OVERSIZE_BYTES_MAX = 256 * 1024 * 1024
 SCHEDULE_STEPS_MAX = 1_000
@@ -85,6 +88,12 @@ class FaultPlan:
     empty_output_rate: Annotated[Rate, "an execution completes with no result at all"] = 0.0
     out_of_memory_rate: Annotated[Rate, "an execution fails half-way with out_of_memory"] = 0.0
     oversize_rate: Annotated[Rate, "a result is padded to oversize_bytes"] = 0.0
+    late_record_rate: Annotated[
+        Rate, "a job's end is announced late_record_s before a query or a record shows it"
+    ] = 0.0
+    partial_accept_rate: Annotated[
+        Rate, "a submit is accepted although one of its outputs is invalid and will be missing (ComfyUI)"
+    ] = 0.0
     slow_factor: Annotated[
         float, "how many times longer a slow execution takes", f"a number from 1 to {SLOW_FACTOR_MAX:g}"
     ] = SLOW_FACTOR_DEFAULT
@@ -96,6 +105,11 @@ class FaultPlan:
     oversize_bytes: Annotated[
         int, "size of an oversize result, in bytes", f"a whole number from 1 to {OVERSIZE_BYTES_MAX}"
     ] = OVERSIZE_BYTES_DEFAULT
+    late_record_s: Annotated[
+        float,
+        "how long the record of an announced end is missing, in seconds",
+        f"a number from 0 to {LATE_RECORD_S_MAX:g}",
+    ] = LATE_RECORD_S_DEFAULT
     dedupe: Annotated[
         bool, "a repeated submit of a live or completed job runs nothing again", "true or false"
     ] = True
@@ -207,6 +221,7 @@ def _moments(value: object) -> tuple[float, ...] | None:
 _RANGES: dict[str, tuple[float, float]] = {
     "slow_factor": (1.0, SLOW_FACTOR_MAX),
     "retry_after_s": (0.0, RETRY_AFTER_S_MAX),
+    "late_record_s": (0.0, LATE_RECORD_S_MAX),
     "oversize_bytes": (1.0, float(OVERSIZE_BYTES_MAX)),
 }
 

@@ -122,6 +122,8 @@ class Job:
     events: list[StreamEvent] = field(default_factory=list)
     #: The terminal event with this number is never shown to a listener (lost completion).
     muted_seq: int = 0
+    #: A query shows the end of the job from this moment on, which may be later than its events do.
+    readable_s: float = 0.0
     forgotten: bool = False
     newest: Execution | None = None
     #: Executions queued or running: more than one only when a repeat runs again (dedupe off).
@@ -132,8 +134,21 @@ class Job:
         """Whether the job is in a terminal state."""
         return self.state in TERMINAL_RUN_STATES
 
-    def status(self, executions: int) -> JobStatus:
-        """What a query answers."""
+    def ended_for(self, now_s: float) -> bool:
+        """Whether a query at this moment shows that the job has ended."""
+        return self.ended and now_s >= self.readable_s
+
+    def status(self, executions: int, now_s: float) -> JobStatus:
+        """What a query answers at this moment."""
+        if self.ended and not self.ended_for(now_s):
+            return JobStatus(
+                id=self.id,
+                state=RunState.RUNNING,
+                instance=self.instance,
+                progress=self.progress,
+                message="finishing",
+                executions=executions,
+            )
         return JobStatus(
             id=self.id,
             state=self.state,
@@ -148,7 +163,7 @@ class Job:
     def reset(self) -> None:
         """Begin a new run of the same id: earlier events are dropped, ``seq`` goes on."""
         self.state, self.progress, self.message = RunState.QUEUED, 0.0, "queued"
-        self.result, self.error, self.muted_seq = None, None, 0
+        self.result, self.error, self.muted_seq, self.readable_s = None, None, 0, 0.0
         self.events.clear()
 
     def add(self, kind: EventType, *, data: Any = None) -> StreamEvent:
@@ -202,6 +217,9 @@ class Execution:
     empty_output: bool = False
     oversize: bool = False
     lost: bool = False
+    late_record: bool = False
+    #: Counts the starts of one instance; 0 before this one's.
+    order: int = 0
     alive: bool = True
 
 

@@ -30,7 +30,7 @@ SPELLINGS = {
 }
 
 #: Connectors of this package.
-BUILTIN_KEYS = ("simulation-http", "simulation-websocket")
+BUILTIN_KEYS = ("comfyui-http", "comfyui-websocket", "simulation-http", "simulation-websocket")
 
 
 @dataclass(frozen=True, slots=True)

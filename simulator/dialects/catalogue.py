@@ -173,6 +173,20 @@ DIALECTS: tuple[Dialect, ...] = (
         options=_STALL,
         cannot={"credentials": _NO_CREDENTIALS},
     ),
+    Dialect(
+        name="comfyui",
+        twin="simulator.dialects.comfyui:ComfyUIService",
+        scheme="http",
+        port=8188,
+        connectors=("comfyui-http", "comfyui-websocket"),
+        payload="simulator.dialects.comfyui:payload",
+        options=MappingProxyType({"stall_s": 1.0, "outputs": "inline"}),
+        cannot={
+            "credentials": "ComfyUI asks for no credentials",
+            "fail:refused": "ComfyUI knows no policy that refuses a workflow",
+        },
+        cannot_by_connector={"comfyui-http": {"progress": "ComfyUI tells progress over its socket only"}},
+    ),
 )
 
 

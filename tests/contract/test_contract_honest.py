@@ -23,6 +23,8 @@ from simulator.dialects.catalogue import DIALECTS, Dialect, DialectError, dialec
 LEFT_OUT: Mapping[str, frozenset[str]] = {
     "simulation-http": frozenset({"credentials"}),
     "simulation-websocket": frozenset({"credentials"}),
+    "comfyui-http": frozenset({"credentials", "dedupe", "fail:refused", "progress", "stream"}),
+    "comfyui-websocket": frozenset({"credentials", "dedupe", "fail:refused"}),
 }
 
 

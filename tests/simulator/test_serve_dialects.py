@@ -56,8 +56,8 @@ def test_every_dialect_is_served_and_steered(one: Dialect, tmp_path: Path) -> No
     journal = tmp_path / "journal.ndjson"
     options = ("--dialect", one.name, "--json", "--no-faults", "--journal", str(journal))
     with serving(*options) as (process, line):
-        (ready,) = json.loads(line)["instances"]
-        assert (ready["dialect"], ready["protocol"]) == (one.name, one.scheme)
+        (ready,) = [found for found in json.loads(line)["instances"] if found["dialect"] == one.name]
+        assert ready["protocol"] == one.scheme
         assert ready["instance"] == f"{one.instance_name}-0"
         trio.run(run_one, one, ready["url"])
         control = ready["control_url"]

@@ -66,7 +66,7 @@ def test_defaults_are_four_percent_of_lost_completions_and_health_failures_and_n
 
 def test_every_knob_is_described_once() -> None:
     """Each knob has a meaning, a range and a default that it accepts itself."""
-    assert len(RATE_NAMES) == 21
+    assert len(RATE_NAMES) == 23
     for knob in KNOBS.values():
         assert knob.meaning
         assert knob.allowed

@@ -57,6 +57,8 @@ NURSERIES = {
     "protocols/websocket_link": "the library's reader of one connection; ends with that connection's task",
     "protocols/websocket_session": "a session's reconnect loop; ends with its `async with`",
     "simulator/services/websocket": "one instance's listener and ticks, one socket's subscriptions; end with each",
+    "simulator/dialects/comfyui": "one instance's listener and its ticks; they end with the instance",
+    "simulator/dialects/comfyui_sockets": "one socket's reader beside its writer; both end with the socket",
     "simulator/services/http": "one instance's listener and its ticks; they end with the instance",
     "simulator/chaos": "one task per lasting incident; all end with the safety phase",
     "simulator/cluster": "a simulated client's connection; ends with its `async with`",
