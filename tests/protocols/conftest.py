@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import ssl
+import subprocess
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -29,3 +32,20 @@ def serve(nursery: trio.Nursery) -> Serve:
         return handle
 
     return start
+
+
+@pytest.fixture
+def localhost_tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's context for ``localhost``, and the certificate a client has to trust."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    )
+    extra = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run([*command.split(), *extra], stderr=subprocess.DEVNULL, check=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("needs the openssl command to make a certificate")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context, certificate

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import ssl
-import subprocess
 import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -361,19 +360,9 @@ async def test_over_memory_streams(
         nursery.cancel_scope.cancel()
 
 
-async def test_tls(nursery: trio.Nursery, tmp_path: Path) -> None:
+async def test_tls(nursery: trio.Nursery, localhost_tls: tuple[ssl.SSLContext, Path]) -> None:
     """HTTPS is spoken over the seam, and a certificate nobody vouches for is a failed connection."""
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    command = (
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    )
-    extra = ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    try:
-        await trio.run_process([*command.split(), *extra], stderr=subprocess.DEVNULL)
-    except FileNotFoundError:
-        pytest.skip("needs the openssl command to make a certificate")
-    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server_context.load_cert_chain(certificate, key)
+    server_context, certificate = localhost_tls
 
     async def serve_tls(stream: trio.abc.Stream) -> None:
         tls = trio.SSLStream(stream, server_context, server_side=True, https_compatible=True)

@@ -6,8 +6,10 @@ import contextlib
 import math
 import random
 import socket as socket_module
+import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -35,6 +37,7 @@ from protocols.errors import (
     Unavailable,
 )
 from protocols.http_responder import Responder, ServerRequest
+from protocols.http_server import serve_stream
 from protocols.websocket import WebSocketAdapter
 from protocols.websocket_link import WebSocket, WebSocketLimits
 from protocols.websocket_server import ServerWebSocket, WebSocketEnded, accept_websocket
@@ -322,6 +325,44 @@ async def test_a_frozen_peer_is_noticed_by_its_missing_pong(serve: Serve) -> Non
     assert report.fault is FaultKind.TIMEOUT
 
 
+async def test_a_pong_may_wait_behind_a_large_message(serve: Serve) -> None:
+    """While bytes arrive the peer is alive, however long its pong takes."""
+
+    async def dribble(socket: ServerWebSocket) -> None:
+        await socket.send_raw(b"\x81\x0a")
+        for _ in range(10):
+            await trio.sleep(0.1)
+            await socket.send_raw(b"x")
+        await echo(socket)
+
+    handle = await serve(playing(dribble))
+    limits = WebSocketLimits(ping_timeout_s=0.4)
+    async with adapter_to(handle.url, limits) as adapter, adapter.connect("/") as link:
+        await link.ping()
+        assert await link.receive() == "x" * 10
+        await link.send("still")
+        assert await link.receive() == "still"
+
+
+async def test_a_send_cut_off_in_its_middle_ends_the_connection(serve: Serve) -> None:
+    """Half a frame leaves nothing that could be understood, so nothing more is sent after it."""
+
+    async def deaf(_socket: ServerWebSocket) -> None:
+        await trio.sleep_forever()
+
+    async def cut_off(link: WebSocket) -> None:
+        with trio.move_on_after(0.3):
+            await link.send(bytes(30_000_000))
+        await link.ended.wait()
+        await link.send("more")
+
+    handle = await serve(playing(deaf))
+    async with adapter_to(handle.url) as adapter:
+        fault = await fault_of(adapter, cut_off)
+    assert type(fault) is PeerClosed
+    assert fault.outcome_unknown
+
+
 async def test_a_ping_ends_when_the_connection_does(serve: Serve) -> None:
     """A ping on a connection that breaks meanwhile does not wait for ever."""
 
@@ -493,3 +534,33 @@ async def test_an_exception_of_the_user_comes_out_as_it_is(serve: Serve) -> None
         with pytest.raises(ZeroDivisionError):
             async with adapter.connect("/"):
                 raise ZeroDivisionError
+
+
+async def test_tls(nursery: trio.Nursery, localhost_tls: tuple[ssl.SSLContext, Path]) -> None:
+    """wss is spoken over the seam, and a certificate nobody vouches for is a failed connection."""
+    server_context, certificate = localhost_tls
+
+    async def serve_tls(stream: trio.abc.Stream) -> None:
+        tls = trio.SSLStream(stream, server_context, server_side=True, https_compatible=True)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await tls.do_handshake()
+            await serve_stream(playing(echo), tls)
+
+    async def open_memory(_host: str, _port: int) -> trio.abc.Stream:
+        near, far = trio.testing.memory_stream_pair()
+        nursery.start_soon(serve_tls, far)
+        return near
+
+    endpoint = Endpoint.parse("wss://localhost")
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    with trio.fail_after(PATIENCE_S):
+        async with (
+            WebSocketAdapter(endpoint, open_stream=open_memory, ssl_context=trusting) as adapter,
+            adapter.connect("/ws") as link,
+        ):
+            await link.send("x" * 100_000)
+            assert await link.receive() == "x" * 100_000
+        async with WebSocketAdapter(endpoint, open_stream=open_memory) as adapter:
+            fault = await fault_of(adapter)
+            assert type(fault) is ConnectFailed
+            assert not fault.outcome_unknown
