@@ -88,6 +88,7 @@ class Inbox:
         self._buffer = ConflatingBuffer(limits.frames_max, limits.buffer_bytes_max)
         self._key_of = key_of
         self._news = trio.Event()
+        self._drained = trio.Event()
         self.fault: ProtocolError | None = None
 
     @property
@@ -121,8 +122,14 @@ class Inbox:
             if self.fault is not None:
                 raise self.fault.with_traceback(None)
             self._news = trio.Event()
+            self._drained.set()
             await self._news.wait()
         return self._buffer.get()
+
+    async def drained(self) -> None:
+        """Wait until the consumer has taken everything and asks for more."""
+        self._drained = trio.Event()
+        await self._drained.wait()
 
 
 class WebSocket:

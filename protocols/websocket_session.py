@@ -11,7 +11,7 @@ import trio
 
 from protocols.base import require_positive
 from protocols.conflate import Frame
-from protocols.errors import FaultKind, ProtocolError, RequestTimeout
+from protocols.errors import ConsumerTooSlow, FaultKind, ProtocolError, RequestTimeout
 from protocols.websocket import WebSocketAdapter
 from protocols.websocket_link import Inbox, KeyOf, WebSocket
 
@@ -60,7 +60,8 @@ class ReconnectPolicy:
 class WebSocketSession:
     """Messages to and from one peer, over as many connections as it takes. Made by ``open_session``.
 
-    What was lost in a break is not known here: after each connect the ``resync`` asks for it.
+    What was lost in a break is not known here: after each connect the ``resync`` asks for it. A consumer that is too
+    slow for messages that nothing may replace is such a break too: the next connection is made once it caught up.
     """
 
     def __init__(
@@ -149,6 +150,9 @@ class WebSocketSession:
             except ProtocolError as exc:
                 self._link, self.last_fault = None, exc
             fault = self.last_fault
+            if isinstance(fault, ConsumerTooSlow):
+                # What found no room is asked for again, once there is room; the peer is not to blame.
+                await self._inbox.drained()
             failures = 1 if frames else failures + 1
             first = not self.connects and not self._insist
             if self._closing or first or not self._worth_another(fault, failures):
@@ -200,7 +204,8 @@ class WebSocketSession:
     def _worth_another(self, fault: ProtocolError, failures: int) -> bool:
         if (fault.retry_after_s or 0.0) > self._policy.pause_max_s:
             return False
-        return fault.fault in _PASSING and failures <= self._policy.tries_max
+        passing = fault.fault in _PASSING or isinstance(fault, ConsumerTooSlow)
+        return passing and failures <= self._policy.tries_max
 
     def _over(self, fault: ProtocolError) -> None:
         self._inbox.fail(fault)

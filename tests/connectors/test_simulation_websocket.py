@@ -6,12 +6,15 @@ import contextlib
 import functools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 
 from gateway.connector import ConnectorSetup, JobResult
+from gateway.connectors.registry import default_registry
 from gateway.connectors.simulation import wire
 from gateway.connectors.simulation import wire_websocket as frames
 from gateway.connectors.simulation.websocket import SimulationWebSocketConnector
@@ -23,7 +26,9 @@ from protocols.base import Endpoint, open_tcp
 from protocols.http_responder import Responder, ServerRequest
 from protocols.http_server import ServerHandle, serve_http
 from protocols.websocket_server import ServerWebSocket, WebSocketEnded, accept_websocket
+from simulator.contract.bench import marked, open_bench
 from simulator.contract.recorder import RecordingJob
+from simulator.dialects.catalogue import dialect
 
 
 class Scripted:
@@ -199,6 +204,29 @@ async def test_a_service_that_never_comes_back_fails_the_attempt_in_bounded_time
             await connector.run(job())
     assert caught.value.fault_class is FaultClass.NETWORK
     assert caught.value.outcome_unknown
+
+
+class _SlowJob(RecordingJob):
+    """Takes a while over each chunk."""
+
+    async def chunk(self, data: Any) -> None:
+        await trio.sleep(0.001)
+        await super().chunk(data)
+
+
+@pytest.mark.parametrize("key", ["simulation-http", "simulation-websocket"])
+async def test_a_burst_of_chunks_beyond_every_buffer_arrives_whole(
+    autojump_clock: trio.testing.MockClock, key: str
+) -> None:
+    """However slowly a job takes its chunks, it gets each one, once and in order, over either protocol."""
+    count = 3_000
+    async with open_bench(dialect(key), default_registry().load(key), seed=1) as bench:
+        asked = bench.job(units=0.001, chunks=count, result="mark-1")
+        slow = _SlowJob(asked.spec, headers=asked.headers)
+        attempt = await bench.run(bench.connector(), slow)
+        assert marked(attempt.value(), "mark-1")
+        assert [chunk["index"] for chunk in slow.chunks] == list(range(1, count + 1))
+        assert bench.executions == 1
 
 
 @pytest.mark.parametrize("options", [{"stal_s": 1}, {"stall_s": 0}, {"connections_max": "many"}])

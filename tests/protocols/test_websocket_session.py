@@ -7,10 +7,12 @@ import random
 from collections.abc import AsyncIterator
 
 import trio
+import trio.testing
 
 from protocols.base import Endpoint
 from protocols.errors import (
     AuthRejected,
+    ConsumerTooSlow,
     PeerClosed,
     ProtocolError,
 )
@@ -160,3 +162,35 @@ async def test_a_lasting_refusal_ends_the_session(serve: Serve) -> None:
         caught.append(type(fault))
     assert caught == [AuthRejected]
     assert peer.connections == 2
+
+
+async def test_a_consumer_that_is_too_slow_catches_up_over_new_connections(serve: Serve) -> None:
+    """Messages that found no room are asked for again after those that did: none is lost, and the session lives."""
+    last = 3_000
+    seen = 0
+
+    async def flood(request: ServerRequest, responder: Responder) -> None:
+        socket = await accept_websocket(request, responder)
+        assert socket is not None
+        with contextlib.suppress(WebSocketEnded):
+            for number in range(int(await socket.receive()), last):
+                await socket.send(str(number + 1))
+            await socket.receive()
+
+    async def ask_for_the_rest(link: WebSocket) -> None:
+        await link.send(str(seen))
+
+    handle = await serve(flood)
+    limits = WebSocketLimits(frames_max=400)
+    async with WebSocketAdapter(Endpoint.parse(handle.url), limits=limits) as adapter:
+        with trio.fail_after(30):
+            async with open_session(
+                adapter, "/ws", resync=ask_for_the_rest, random=random.Random(1), policy=POLICY
+            ) as session:
+                while session.last_fault is None:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                while seen < last:
+                    assert int(await session.receive()) == seen + 1
+                    seen += 1
+                assert type(session.last_fault) is ConsumerTooSlow
+                assert session.connects > 1

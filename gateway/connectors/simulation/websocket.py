@@ -30,6 +30,7 @@ from gateway.errors import ConfigError
 from protocols.base import HealthReport
 from protocols.conflate import Frame
 from protocols.errors import (
+    ConsumerTooSlow,
     NotFound,
     PeerClosed,
     ProtocolError,
@@ -174,10 +175,18 @@ class _SocketPeer:
         #: Numbers requests; so a reply with a higher number than that of the newest request answers a renewal.
         self._requests = 0
         self._used = False
+        #: What is listened to now, and the renewed subscription to it.
+        self._listening: Seen | None = None
+        self._resubscribed = 0
 
     async def renew(self, link: WebSocket) -> None:
         """Begin a new connection."""
-        if self._used:
+        if self._listening is not None and isinstance(self.session.last_fault, ConsumerTooSlow):
+            # The service is well, and the job was too slow for its chunks: the rest is what is wanted.
+            again = self._request(frames.Verb.SUBSCRIBE, after=self._listening.number)
+            self._resubscribed = again.id
+            await link.send(frames.encode_frame(again))
+        elif self._used:
             await link.send(frames.encode_frame(self._request(frames.Verb.QUERY)))
 
     async def submit(self) -> None:
@@ -189,6 +198,13 @@ class _SocketPeer:
     async def watch(self, seen: Seen) -> JobResult | None:
         request = self._request(frames.Verb.SUBSCRIBE, after=seen.number)
         await self._send(request)
+        self._listening = seen
+        try:
+            return await self._listen(request, seen)
+        finally:
+            self._listening = None
+
+    async def _listen(self, request: frames.SocketRequest, seen: Seen) -> JobResult | None:
         # Before the reply, events are those of an earlier subscription, with a gap behind them.
         subscribed = False
         while True:
@@ -196,9 +212,9 @@ class _SocketPeer:
             if frame is None:
                 return None
             if isinstance(frame, frames.SocketReply):
-                if frame.id > request.id:
+                if frame.id > request.id and frame.id != self._resubscribed:
                     return None
-                if frame.id == request.id:
+                if frame.id in (request.id, self._resubscribed):
                     _body(frame, frames.SubscribeReply, request)
                     subscribed = True
             elif subscribed and frame.job == self._job.reference:
