@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol
 from gateway.errors import JobFault
 from gateway.models import Epoch, JobId, JobSpec
 from protocols.base import Endpoint, HealthReport, OpenStream
+from protocols.grpc_channel import OpenChannel, open_grpcio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +117,7 @@ class ConnectorSetup:
     Attributes:
         endpoint: address of the one instance this connector speaks to.
         open_stream: how byte streams to the service are opened (the seam of the simulation).
+        open_channel: the same for gRPC, whose library opens its connections itself.
         random: seeded source for jitter and ids.
         now_s: monotonic clock, seconds.
         options: the connector's own settings from the configuration.
@@ -126,6 +128,7 @@ class ConnectorSetup:
     random: random_module.Random
     now_s: Callable[[], float]
     options: Mapping[str, Any] = field(default_factory=dict)
+    open_channel: OpenChannel = open_grpcio
 
 
 class Connector(ABC):

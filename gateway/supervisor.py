@@ -40,6 +40,7 @@ from gateway.sweeper import Registrar, observe_regularly, sign_off, sweep_regula
 from gateway.worker import Worker
 from protocols.base import Endpoint, OpenStream, open_tcp
 from protocols.errors import EndpointError
+from protocols.grpc_channel import OpenChannel, open_grpcio
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Seams:
         instance: unique name of this process.
         machine: label of the host, first part of the worker ids.
         open_stream: opens byte streams to services.
+        open_channel: opens gRPC channels to services.
         now_s: monotonic clock, seconds.
         random: makes the seeded random source of one component from its label.
         observer: the event sink.
@@ -67,6 +69,7 @@ class Seams:
     instance: str
     machine: str = "local"
     open_stream: OpenStream = open_tcp
+    open_channel: OpenChannel = open_grpcio
     now_s: Callable[[], float] = trio.current_time
     random: Callable[[str], random_module.Random]
     observer: Observer = field(default_factory=SilentObserver)
@@ -156,6 +159,7 @@ class Gateway:
         setup = ConnectorSetup(
             endpoint=address,
             open_stream=self.seams.open_stream,
+            open_channel=self.seams.open_channel,
             random=self.seams.random(f"connector {where}"),
             now_s=self.seams.now_s,
             options={"stall_s": self.config.runner.stall_s, **options},

@@ -25,7 +25,7 @@ class FaultKind(enum.StrEnum):
     PROTOCOL = "protocol"
     """The peer spoke, but not the language agreed on."""
     TOO_LARGE = "too_large"
-    """The peer's message exceeds our limit."""
+    """A message exceeds a limit, ours or the peer's; it would again."""
     AUTH = "auth"
     RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"
@@ -151,13 +151,23 @@ class BodyTooLarge(ProtocolError):
         self.limit_bytes = limit_bytes
 
 
+class RequestTooLarge(ProtocolError):
+    """Our own message exceeds ``limit_bytes``: refused here before it was sent, or by the peer unread."""
+
+    fault = FaultKind.TOO_LARGE
+
+    def __init__(self, message: str, *, limit_bytes: int) -> None:
+        super().__init__(message)
+        self.limit_bytes = limit_bytes
+
+
 class StatusFailure(ProtocolError):
     """The peer answered with a status that is not success.
 
     Attributes:
-        status: the status code.
+        status: the status code, HTTP's or gRPC's.
         body: the first bytes of the error body (at most the adapter's ``error_bytes_max``), for a connector
-            that knows the service's error format.
+            that knows the service's error format. Over gRPC: the detail in the trailing metadata.
         retry_after_s: seconds, when the peer sent a usable ``Retry-After``.
     """
 

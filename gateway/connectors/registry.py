@@ -30,7 +30,14 @@ SPELLINGS = {
 }
 
 #: Connectors of this package.
-BUILTIN_KEYS = ("comfyui-http", "comfyui-websocket", "simulation-http", "simulation-websocket")
+BUILTIN_KEYS = (
+    "comfyui-http",
+    "comfyui-websocket",
+    "openinference-grpc",
+    "simulation-grpc",
+    "simulation-http",
+    "simulation-websocket",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,31 @@ class Dialect:
 _STALL = MappingProxyType({"stall_s": 1.0})
 _NO_CREDENTIALS = "the simulated service asks for no credentials"
 
+_GRPC_OVERSIZE = MappingProxyType({"message_bytes_max": 8 * 1024 * 1024})
+
 DIALECTS: tuple[Dialect, ...] = (
+    Dialect(
+        name="openinference",
+        twin="simulator.dialects.openinference:OpenInferenceService",
+        scheme="grpc",
+        port=8081,
+        connectors=("openinference-grpc",),
+        payload="simulator.dialects.openinference:payload",
+        options=MappingProxyType({"model": "simulation", "infer_timeout_s": 5.0, **_GRPC_OVERSIZE}),
+        streams=False,
+        steered=False,
+        cannot={
+            "progress": "the protocol does not tell how far an inference has come",
+            "fail:refused": "the protocol has no policy that refuses, and no status for it",
+            "fail:out_of_memory": "the protocol has no status that means it",
+            "out_of_memory_rate": "the protocol has no status that means it",
+            "duplicate_event_rate": "within one call nothing can come twice",
+            "out_of_order_rate": "within one call nothing can overtake",
+            "event_after_terminal_rate": "after its status a call is over",
+            "credentials": "a token needs TLS, which the twin does not speak",
+        },
+        oversize_bytes=9 * 1024 * 1024,
+    ),
     Dialect(
         name="simulation-http",
         twin="simulator.services.http:SimulationHTTPService",
@@ -186,6 +210,18 @@ DIALECTS: tuple[Dialect, ...] = (
             "fail:refused": "ComfyUI knows no policy that refuses a workflow",
         },
         cannot_by_connector={"comfyui-http": {"progress": "ComfyUI tells progress over its socket only"}},
+    ),
+    Dialect(
+        name="simulation-grpc",
+        twin="simulator.services.grpc:SimulationGRPCService",
+        scheme="grpc",
+        port=8499,
+        connectors=("simulation-grpc",),
+        options=MappingProxyType({"stall_s": 0.5, "request_timeout_s": 2.0, **_GRPC_OVERSIZE}),
+        streams=False,
+        steered=False,
+        cannot={"credentials": _NO_CREDENTIALS},
+        oversize_bytes=9 * 1024 * 1024,
     ),
 )
 

@@ -20,6 +20,7 @@ from gateway.connectors.registry import (
 from gateway.errors import ConfigError, ConnectorError
 from gateway.store.connection import redis_connect
 from gateway.supervisor import Gateway, Seams
+from simulator.dialects.catalogue import dialect_of
 
 
 def gateway_of(connector: str, endpoint: str = "http://127.0.0.1:1", **options: object) -> Gateway:
@@ -40,7 +41,9 @@ def test_key_module_class_and_configuration_agree(key: str) -> None:
     found = getattr(importlib.import_module(spec.module), spec.class_name)
     assert issubclass(found, Connector)
     assert (found.key, found.service) == (key, service)
-    assert type(gateway_of(key).workers[0].connector) is found
+    dialect = dialect_of(key)
+    endpoint = f"{dialect.scheme if dialect else 'http'}://127.0.0.1:1"
+    assert type(gateway_of(key, endpoint).workers[0].connector) is found
 
 
 def test_acronyms_are_capitals() -> None:

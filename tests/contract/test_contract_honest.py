@@ -21,6 +21,14 @@ from simulator.dialects.catalogue import DIALECTS, Dialect, DialectError, dialec
 
 #: Every need that excuses some pair from some case: what stands here is left out, and nothing else is.
 LEFT_OUT: Mapping[str, frozenset[str]] = {
+    "openinference-grpc": frozenset(
+        {
+            *("query", "cancel", "reattach", "dedupe", "progress", "credentials"),
+            *("fail:refused", "fail:out_of_memory", "out_of_memory_rate"),
+            *("duplicate_event_rate", "out_of_order_rate", "event_after_terminal_rate"),
+        }
+    ),
+    "simulation-grpc": frozenset({"credentials"}),
     "simulation-http": frozenset({"credentials"}),
     "simulation-websocket": frozenset({"credentials"}),
     "comfyui-http": frozenset({"credentials", "dedupe", "fail:refused", "progress", "stream"}),

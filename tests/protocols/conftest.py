@@ -12,6 +12,8 @@ from typing import Protocol
 import pytest
 import trio
 
+from protocols.grpc_server import GRPCServerHandle, GRPCServerLimits, ServerTLS, serve_grpc
+from protocols.grpc_service import CallHandler
 from protocols.http_responder import Responder, ServerRequest
 from protocols.http_server import ServerHandle, ServerLimits, serve_http
 
@@ -49,3 +51,23 @@ def localhost_tls(tmp_path: Path) -> tuple[ssl.SSLContext, Path]:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     return context, certificate
+
+
+class ServeCalls(Protocol):
+    """Starts a gRPC server for the rest of the test."""
+
+    async def __call__(
+        self, handler: CallHandler, *, limits: GRPCServerLimits | None = None, tls: ServerTLS | None = None
+    ) -> GRPCServerHandle: ...
+
+
+@pytest.fixture
+def serve_calls(nursery: trio.Nursery) -> ServeCalls:
+    async def start(
+        handler: CallHandler, *, limits: GRPCServerLimits | None = None, tls: ServerTLS | None = None
+    ) -> GRPCServerHandle:
+        handle = await nursery.start(functools.partial(serve_grpc, handler, limits=limits, tls=tls))
+        assert isinstance(handle, GRPCServerHandle)
+        return handle
+
+    return start

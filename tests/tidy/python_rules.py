@@ -51,6 +51,7 @@ NURSERIES = {
     "gateway/supervisor": "the tree of everything that lives long",
     "gateway/client/asynchronous": "a client's connections; they end with its `async with`",
     "gateway/context": "one beat of the progress pump; ends with the notes of that beat",
+    "protocols/grpc_server": "a server's calls; they end with the server's task",
     "protocols/http_server": "a server's connections and each one's reader; they end with the server's task",
     "simulator/contract/bench": "one case's twin and attempts; they end with the case",
     "protocols/websocket": "a connection's reader and heartbeat; both end with its `async with`",
@@ -59,6 +60,8 @@ NURSERIES = {
     "simulator/services/websocket": "one instance's listener and ticks, one socket's subscriptions; end with each",
     "simulator/dialects/comfyui": "one instance's listener and its ticks; they end with the instance",
     "simulator/dialects/comfyui_sockets": "one socket's reader beside its writer; both end with the socket",
+    "simulator/dialects/openinference": "one instance's listener and its ticks; they end with the instance",
+    "simulator/services/grpc": "one instance's listener and its ticks; they end with the instance",
     "simulator/services/http": "one instance's listener and its ticks; they end with the instance",
     "simulator/chaos": "one task per lasting incident; all end with the safety phase",
     "simulator/cluster": "a simulated client's connection; ends with its `async with`",
@@ -67,6 +70,12 @@ NURSERIES = {
     "simulator/serving": "the process's own top: all instances of a simulated fleet",
     "gateway/store/connection": "one connection's reader and listener; both end with that connection",
 }
+#: Modules of the job path that touch threads, each with the reason why none of them decides anything.
+THREADS = {
+    "protocols/grpc_core": "grpcio has no interface for trio; its threads only knock at trio's door (decision 6)",
+    "protocols/grpc_server": "the same on the serving side, for simulated services and tests",
+}
+THREADED = {"threading", "_thread", "queue", "concurrent", "multiprocessing"}
 OPENERS = {"open_nursery", "create_task_group"}
 BANNED_WORDS = {
     "TO" + "DO": "finish it, or write it into the changelog as missing",
@@ -223,6 +232,35 @@ def injected(module: Module) -> list[str]:
         if (reason := _clock_use(node, whole, classes))
     )
     return found
+
+
+def threads(module: Module) -> list[str]:
+    """No threads on a job's path, but where the list above gives a reason."""
+    if not inside(module.path, JOB_PATH) or inside(module.path, OFF_JOB_PATH):
+        return []
+    if inside(module.path, THREADS):
+        return []
+    found = [
+        at(module, node, f"imports {name}: no threads on a job's path, or give a reason in THREADS")
+        for node, name in imports(module)
+        if name.split(".")[0] in THREADED or name.split(".")[-1] in {"to_thread", "from_thread"}
+    ]
+    return found + [
+        at(module, node, f"uses {node.attr}: no threads on a job's path, or give a reason in THREADS")
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in {"to_thread", "from_thread"}
+    ]
+
+
+def stale_threads(found: tuple[Module, ...]) -> list[str]:
+    """A reason whose module touches no thread any more leaves the list."""
+    marks = (*THREADED, "to_thread", "from_thread")
+    return [
+        f"{name}: listed in THREADS, uses none"
+        for name in THREADS
+        if (within := [module for module in found if inside(module.path, (name,))])
+        and not any(mark in module.text for module in within for mark in marks)
+    ]
 
 
 def banned(module: Module) -> list[str]:

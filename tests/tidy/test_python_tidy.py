@@ -17,6 +17,7 @@ CHECKERS: list[Checker] = [
     rules.foreign_imports,
     rules.nurseries,
     rules.injected,
+    rules.threads,
     rules.banned,
 ]
 LONG_FUNCTION = "def f():\n" + "    x = 1\n" * rules.FUNCTION_LINES_MAX
@@ -42,6 +43,9 @@ BAD = [
     (rules.injected, "gateway/leases.py", "import random\nsource = random.Random(1)\n"),
     (rules.injected, "gateway/spool.py", "from random import choice\n"),
     (rules.injected, "gateway/spool.py", "from datetime import datetime\nnow = datetime.now()\n"),
+    (rules.threads, "gateway/runner.py", "import threading\n"),
+    (rules.threads, "protocols/grpc.py", "async def f(): await trio.to_thread.run_sync(g)\n"),
+    (rules.threads, "gateway/connectors/openinference/grpc.py", "from trio import to_thread\n"),
     (rules.banned, "gateway/a.py", "x = 1  # TO" + "DO: later\n"),
     (rules.banned, "benchmarks/a.py", "print('x')\n"),
     (rules.banned, "gateway/cli.py", "breakpoint()\n"),
@@ -56,6 +60,8 @@ GOOD = [
     (rules.injected, "gateway/intake.py", "import random\ndef f(source: random.Random) -> None: ...\n"),
     (rules.injected, "gateway/store/embedded.py", "import time\n"),
     (rules.injected, "gateway/telemetry.py", "import time\n"),
+    (rules.threads, "protocols/grpc_core.py", "async def f(): await trio.to_thread.run_sync(g)\n"),
+    (rules.threads, "gateway/telemetry/build.py", "import threading\n"),
     (rules.banned, "gateway/cli.py", "console.print('x')\n"),
     (rules.banned, "gateway/a.py", "console.print('print()')\n"),
 ]
@@ -90,6 +96,12 @@ def test_reasons_for_nurseries_are_current() -> None:
     """The list of nurseries names only modules that open one."""
     assert rules.stale_nurseries(modules(*EVERYTHING)) == []
     assert rules.stale_nurseries((Module.of("gateway/supervisor.py", "x = 1\n"),))
+
+
+def test_reasons_for_threads_are_current() -> None:
+    """The list of threads names only modules that touch one."""
+    assert rules.stale_threads(modules(*EVERYTHING)) == []
+    assert rules.stale_threads((Module.of("protocols/grpc_core.py", "x = 1\n"),))
 
 
 @pytest.mark.parametrize("pattern", ["*.lua", "*.html", "*.css", "*.js"])
