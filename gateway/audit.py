@@ -16,8 +16,9 @@ from typing import Any
 
 import msgspec
 
+from gateway.audit_conditions import Condition, Conditions
 from gateway.events import Event
-from gateway.lifecycle import REMARKS, TRANSITIONS, EventType, IllegalTransition, is_terminal, step
+from gateway.lifecycle import BIRTHS, REMARKS, TRANSITIONS, EventType, IllegalTransition, is_terminal, step
 from gateway.models import Epoch, JobId, JobState
 
 #: Violations kept with their text; further ones are counted only (a broken store would fill the memory).
@@ -37,6 +38,10 @@ class Invariant(enum.StrEnum):
     ROUTED_CORRECTLY = "routed_correctly"
     ALL_FINISHED = "all_finished"
     NOTHING_LOST = "nothing_lost"
+    DEADLINE_KEPT = Condition.DEADLINE_KEPT.value
+    UNIQUE_HELD = Condition.UNIQUE_HELD.value
+    PARENTS_FIRST = Condition.PARENTS_FIRST.value
+    ONE_PER_INSTANT = Condition.ONE_PER_INSTANT.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,6 @@ class _Ended:
 
 #: The state an event leads to does not depend on the state before it; a truncated start relies on that.
 _TARGETS = {event: target for events in TRANSITIONS.values() for event, target in events.items()}
-_BIRTHS = frozenset({EventType.SUBMITTED, EventType.DEFERRED})
 #: Ends of a lease that only somebody who ran the job can cause. Released is not among them: a grant that
 #: arrived too late is given back without having run.
 _SERVED = frozenset(
@@ -219,6 +223,7 @@ class Auditor:
         self._open: dict[JobId, _Open] = {}
         self._ended: dict[JobId, _Ended] = {}
         self._leases: dict[str, dict[JobId, _Lease]] = {}
+        self._conditions = Conditions()
         self._recoveries: list[Recovery] = []
         self._violations: list[Violation] = []
         self._violations_total = 0
@@ -242,7 +247,7 @@ class Auditor:
         return job.state if job else None
 
     def _fold(self, event: Event) -> None:
-        if event.type in _BIRTHS:
+        if event.type in BIRTHS:
             self._forget_reused(event)
         earlier = self._open.get(event.job_id) or self._ended.get(event.job_id)
         if earlier is not None or not self._truncated:
@@ -256,6 +261,7 @@ class Auditor:
             self._requeued += 1
         if event.type is EventType.COMPLETED:
             self._check_routing(event)
+        self._follow_conditions(event, target)
         if is_terminal(target):
             self._open.pop(event.job_id, None)
             self._ended[event.job_id] = _Ended(target, epoch, event.at_ms)
@@ -263,6 +269,22 @@ class Auditor:
             job.state, job.epoch = target, epoch
             self._ended.pop(event.job_id, None)
             self._open[event.job_id] = job
+
+    def _follow_conditions(self, event: Event, target: JobState) -> None:
+        conditions = self._conditions
+        found: Iterable[tuple[Condition, str]] = ()
+        if event.type in BIRTHS:
+            found = conditions.born(event, _fields(event.detail))
+        elif event.type is EventType.CLAIMED:
+            found = conditions.claimed(event)
+        elif event.type is EventType.UNBLOCKED:
+            found = conditions.unblocked(event)
+        elif event.type is EventType.REQUEUED:
+            found = conditions.requeued(event.job_id)
+        elif is_terminal(target):
+            conditions.ended(event.job_id, target)
+        for condition, message in found:
+            self._violate(Invariant(condition.value), event, message)
 
     def _forget_reused(self, event: Event) -> None:
         """The id of a job whose retention is over names a new job; the old one stays in the counts."""

@@ -26,7 +26,7 @@ from gateway.audit import Auditor, AuditReport, Invariant
 from gateway.client import Client, JobRequest
 from gateway.connectors.simulation import wire
 from gateway.fleet import START_TIMEOUT_S, ChildProcess, FleetFailed, read_journal, toml_text
-from gateway.lifecycle import EventType
+from gateway.lifecycle import ENDS
 from gateway.store.embedded import acquire_embedded_redis
 
 JOBS_DEFAULT = 300
@@ -38,7 +38,6 @@ RUN_TIMEOUT_S = 60.0
 #: The audit's success metrics; recovery is asked for below 30 s there, and we want less.
 SUCCESS_RATE_MIN = 0.999
 RECOVERY_S_MAX = 20.0
-_ENDS = (EventType.COMPLETED, EventType.DEAD, EventType.CANCELLED)
 
 
 class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +181,7 @@ class _Demo:
                     self._auditor.feed([event])
                     cursor = event.cursor
                     times_ms.append(event.at_ms)
-                    ended += event.type in _ENDS
+                    ended += event.type in ENDS
                 progress.update(task, completed=ended)
                 if not self._killed_at_ms and ended >= total // 2:
                     self._kill(client, victim)

@@ -164,3 +164,9 @@ class ConnectorError(GatewayError):
     """The connector registry refuses: unknown or duplicate key, broken naming."""
 
     exit_code = 2
+
+
+class InvalidSchedule(GatewayError):
+    """A schedule that cannot be: malformed cron expression or name, unknown time zone."""
+
+    exit_code = 2

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from gateway.events import Event
-from gateway.lifecycle import EventType
+from gateway.lifecycle import BIRTHS, EventType
 from gateway.matching import unmet
 from gateway.models import JobId, JobState, JobView
 
@@ -140,6 +140,9 @@ def fit(view: JobView, worker: WorkerView, *, now_ms: int, worker_ttl_s: float) 
 _PHRASES = {
     EventType.SUBMITTED: "submitted",
     EventType.DEFERRED: "submitted with a delay",
+    EventType.BLOCKED: "submitted, waits for its parents",
+    EventType.UNBLOCKED: "its parents are done, due now",
+    EventType.EXPIRED: "its deadline passed, went to the dead letters",
     EventType.COMPLETED: "completed",
     EventType.DEAD: "went to the dead letters",
     EventType.CANCELLED: "cancelled",
@@ -229,7 +232,7 @@ def explain(
         summary=tuple(_summary(view, fits, now_ms=now_ms, paused=paused, ahead=ahead)),
         workers=fits,
         story=tell(events),
-        story_complete=bool(events) and events[0].type in (EventType.SUBMITTED, EventType.DEFERRED),
+        story_complete=bool(events) and events[0].type in BIRTHS,
         tenant=view.spec.tenant,
     )
 

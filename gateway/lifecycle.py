@@ -22,9 +22,12 @@ class EventType(enum.StrEnum):
 
     SUBMITTED = "submitted"
     DEFERRED = "deferred"
+    BLOCKED = "blocked"
+    UNBLOCKED = "unblocked"
     CLAIMED = "claimed"
     COMPLETED = "completed"
     DEAD = "dead"
+    EXPIRED = "expired"
     CANCELLED = "cancelled"
     RETRIED = "retried"
     RETRIED_LATER = "retried_later"
@@ -56,6 +59,7 @@ class IllegalTransition(Exception):
 _RUNNING_ENDS = {
     EventType.COMPLETED: JobState.COMPLETED,
     EventType.DEAD: JobState.DEAD,
+    EventType.EXPIRED: JobState.DEAD,
     EventType.CANCELLED: JobState.CANCELLED,
     EventType.RETRIED: JobState.PENDING,
     EventType.RETRIED_LATER: JobState.SCHEDULED,
@@ -70,17 +74,29 @@ _RUNNING_ENDS = {
 #: ``TRANSITIONS[state][event] -> state``; None is the state before the job exists.
 TRANSITIONS: MappingProxyType[JobState | None, dict[EventType, JobState]] = MappingProxyType(
     {
-        None: {EventType.SUBMITTED: JobState.PENDING, EventType.DEFERRED: JobState.SCHEDULED},
+        None: {
+            EventType.SUBMITTED: JobState.PENDING,
+            EventType.DEFERRED: JobState.SCHEDULED,
+            EventType.BLOCKED: JobState.WAITING,
+        },
         # COMPLETED in PENDING: the newest owner's result arrives after its lease ran out and before anyone else
         # claimed the job; refusing it would run finished work twice.
         JobState.PENDING: {
             EventType.CLAIMED: JobState.RUNNING,
             EventType.CANCELLED: JobState.CANCELLED,
             EventType.COMPLETED: JobState.COMPLETED,
+            EventType.EXPIRED: JobState.DEAD,
         },
         JobState.SCHEDULED: {
             EventType.PROMOTED: JobState.PENDING,
             EventType.CANCELLED: JobState.CANCELLED,
+            EventType.EXPIRED: JobState.DEAD,
+        },
+        # For its parents: the last one's end makes it due.
+        JobState.WAITING: {
+            EventType.UNBLOCKED: JobState.SCHEDULED,
+            EventType.CANCELLED: JobState.CANCELLED,
+            EventType.EXPIRED: JobState.DEAD,
         },
         JobState.RUNNING: _RUNNING_ENDS,
         JobState.COMPLETED: {},
@@ -90,6 +106,11 @@ TRANSITIONS: MappingProxyType[JobState | None, dict[EventType, JobState]] = Mapp
     }
 )
 
+#: Events with which a job begins, and those that lead to a terminal state.
+BIRTHS = frozenset(TRANSITIONS[None])
+ENDS = frozenset(
+    event for events in TRANSITIONS.values() for event, target in events.items() if target in TERMINAL_STATES
+)
 #: Events that say something about a job without moving it.
 REMARKS = frozenset({EventType.REFUSED})
 

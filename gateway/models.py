@@ -35,6 +35,7 @@ class JobState(enum.StrEnum):
 
     PENDING = "pending"
     SCHEDULED = "scheduled"
+    WAITING = "waiting"
     RUNNING = "running"
     COMPLETED = "completed"
     DEAD = "dead"
@@ -42,6 +43,13 @@ class JobState(enum.StrEnum):
 
 
 TERMINAL_STATES = frozenset({JobState.COMPLETED, JobState.DEAD, JobState.CANCELLED})
+
+
+class ParentPolicy(enum.StrEnum):
+    """What becomes of a job when one that it waits for ends dead or cancelled."""
+
+    CANCEL = "cancel"
+    RELEASE = "release"
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -56,6 +64,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
         timeout_s: longest run of one attempt, in seconds.
         traceparent: W3C trace context of the submitter, or empty.
         tenant: whose job it is, for fair shares and limits; empty for nobody's in particular.
+        after: ids of jobs that must have ended before this one may be claimed.
+        on_parent_failure: whether a parent that ends dead or cancelled cancels this job or counts as done.
     """
 
     service: str
@@ -66,6 +76,24 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=
     timeout_s: float = TIMEOUT_S_DEFAULT
     traceparent: str = ""
     tenant: str = ""
+    after: tuple[str, ...] = ()
+    on_parent_failure: ParentPolicy = ParentPolicy.CANCEL
+
+
+class Firing(msgspec.Struct, frozen=True):
+    """The instant of a schedule that a submission fires: taken once, by whoever comes first.
+
+    Attributes:
+        schedule: its name.
+        revision: of the definition that the submission was made from; another one fences it off.
+        instant_ms: the instant, Redis time in milliseconds.
+        next_ms: when the schedule is due after it.
+    """
+
+    schedule: str
+    revision: str
+    instant_ms: int
+    next_ms: int
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,12 +104,22 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         spec: what to do.
         idempotency_key: same key, same job; empty for none.
         delay_s: seconds to wait before the job may be claimed.
+        expires_at_ms: Redis time, milliseconds: not done by then, the job ends dead; 0 for no deadline.
+        expires_in_s: the same as seconds from the moment of the submission.
+        unique_key: only one unfinished job at a time has it; empty for none.
+        unique_for_s: how long the key stays taken after the job has ended, seconds.
+        firing: the schedule's instant that this job stands for; None for a job of its own.
     """
 
     job_id: JobId
     spec: JobSpec
     idempotency_key: str = ""
     delay_s: float = 0.0
+    expires_at_ms: int = 0
+    expires_in_s: float = 0.0
+    unique_key: str = ""
+    unique_for_s: float = 0.0
+    firing: Firing | None = None
 
 
 class SubmitStatus(enum.StrEnum):
@@ -91,10 +129,15 @@ class SubmitStatus(enum.StrEnum):
     DUPLICATE = "duplicate"
     FULL = "full"
     TOO_MANY_CLASSES = "too_many_classes"
+    EXPIRED = "expired"
+    UNKNOWN_PARENT = "unknown_parent"
+    PARENT_FAILED = "parent_failed"
+    TOO_MANY_CHILDREN = "too_many_children"
+    FENCED = "fenced"
 
 
 class SubmitVerdict(msgspec.Struct, frozen=True, gc=False):
-    """``job_id`` is the stored job's id: the earlier job's for a duplicate."""
+    """``job_id`` is the stored job's id: the earlier job's for a duplicate, the parent's where it is to blame."""
 
     status: SubmitStatus
     job_id: JobId
@@ -135,6 +178,7 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
         recoveries: leases of this job that expired without progress.
         reference: the service's own job reference stored by an earlier lease, or empty.
         cancel_requested: an operator asked to stop this job; the runner must not start it.
+        expires_ms: the job's deadline, Redis time in milliseconds; 0 for none.
     """
 
     job_id: JobId
@@ -148,6 +192,14 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     submitted_ms: int
     enqueued_ms: int
     claimed_ms: int
+    expires_ms: int = 0
+
+    @property
+    def timeout_s(self) -> float:
+        """Longest run of this attempt, seconds: the job's own limit, or what its deadline leaves."""
+        if not self.expires_ms:
+            return self.spec.timeout_s
+        return min(self.spec.timeout_s, max(self.expires_ms - self.claimed_ms, 0) / 1000)
 
 
 class ClaimReply(msgspec.Struct, frozen=True):
@@ -284,7 +336,13 @@ class ProgressNote(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SweepReport(msgspec.Struct, frozen=True):
-    """What one sweep did; ``more`` when a bound was reached and another sweep should follow at once."""
+    """What one sweep did; ``more`` when a bound was reached and another sweep should follow at once.
+
+    Attributes:
+        expired: jobs whose deadline passed before they were claimed.
+        told: children that were told of the end of a parent.
+        schedules_due: whether a schedule's instant has come.
+    """
 
     recovered: int
     poisoned: int
@@ -292,6 +350,9 @@ class SweepReport(msgspec.Struct, frozen=True):
     promoted: int
     removed: int
     skipped: int
+    expired: int
+    told: int
+    schedules_due: bool
     more: bool
 
 
@@ -309,11 +370,17 @@ class RequeueStatus(enum.StrEnum):
 
     REQUEUED = "requeued"
     NOT_DEAD = "not_dead"
+    UNIQUE_TAKEN = "unique_taken"
     UNKNOWN = "unknown"
 
 
 class JobView(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the store knows of one job at one moment."""
+    """Everything the store knows of one job at one moment.
+
+    Attributes:
+        expires_ms: its deadline, Redis time in milliseconds; 0 for none.
+        parents_left: parents that have not ended yet.
+    """
 
     job_id: JobId
     state: JobState
@@ -335,6 +402,9 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
     result: Any = None
     error: dict[str, Any] | None = None
     idempotency_key: str = ""
+    expires_ms: int = 0
+    unique_key: str = ""
+    parents_left: int = 0
 
     @property
     def terminal(self) -> bool:
@@ -342,7 +412,10 @@ class JobView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts of one queue at one moment; ``oldest_pending_ms`` is the age of the longest waiting claimable job."""
+    """Counts of one queue at one moment; ``oldest_pending_ms`` is the age of the longest waiting claimable job.
+
+    ``waiting`` counts the jobs that wait for parents.
+    """
 
     now_ms: int
     pending: dict[str, int]
@@ -353,6 +426,7 @@ class QueueStats(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int
     oldest_pending_ms: int
     paused: bool
+    waiting: int = 0
 
     @property
     def pending_total(self) -> int:

@@ -128,7 +128,7 @@ class JobRunner:
 
     async def run(self, grant: Grant, ownership: Ownership, worker: Worker) -> None:
         """One job's task, from ownership to settlement; raises nothing but a cancellation."""
-        ownership.limit(grant.spec.timeout_s, aftercare_s=AFTERCARE_S)
+        ownership.limit(grant.timeout_s, aftercare_s=AFTERCARE_S)
         endpoint = worker.config.endpoint
         try:
             with self._observer.attempt(
@@ -341,7 +341,7 @@ class JobRunner:
         if (strategy := _STRATEGIES.get(reason)) is not None:
             self._observer.recovering(strategy)
         if reason is EndReason.TIMED_OUT:
-            message = f"not done within {attempt.grant.spec.timeout_s:g} s"
+            message = f"not done within {attempt.grant.timeout_s:g} s"
             return await self._faulted(attempt, JobFault(FaultClass.TIMEOUT, message, outcome_unknown=True))
         if reason is EndReason.STALLED:
             message = f"no sign of life for {self._config.silence_max_s:g} s"

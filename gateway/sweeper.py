@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
-from gateway.errors import StoreError
+from gateway.errors import InvalidSchedule, StoreError
+from gateway.models import SubmitStatus
 from gateway.observer import Observer
+from gateway.schedules import fire
 from gateway.store.base import JobStore
 from gateway.strategies import Strategy
 from gateway.worker import Worker
@@ -32,14 +34,19 @@ async def sweep_regularly(
     random: random_module.Random,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Sweep for ever: expired leases are recovered, due jobs promoted, old ones removed.
+    """Sweep for ever: expired leases are recovered, due jobs promoted, due schedules fired, old jobs removed.
 
     Args:
-        every_s: pause between sweeps, seconds (jittered, so that a fleet does not sweep in step).
+        every_s: pause between sweeps, seconds (jittered, so that a fleet does not sweep in step); a settlement that
+            made children of its job due ends it.
     """
+    unblocked = trio.Event()
+    store.on_unblocked(lambda: unblocked.set())
     task_status.started()
     while True:
-        await trio.sleep(every_s * random.uniform(0.8, 1.2))
+        with trio.move_on_after(every_s * random.uniform(0.8, 1.2)):
+            await unblocked.wait()
+        unblocked = trio.Event()
         try:
             for _ in range(ROUNDS_MAX):
                 report = await store.sweep()
@@ -52,10 +59,34 @@ async def sweep_regularly(
                         report.recovered,
                         report.poisoned,
                     )
+                if report.schedules_due:
+                    await fire_due(store, observer)
                 if not report.more:
                     break
         except StoreError as error:
             log.warning("cannot sweep: %s", error)
+
+
+async def fire_due(store: JobStore, observer: Observer) -> None:
+    """Submit the jobs of schedules whose instant has come. Every gateway does; the store lets one of them succeed.
+
+    Raises:
+        StoreError: Redis did not answer; what was not settled stays due.
+    """
+    for due in await store.due_schedules():
+        name = due.view.schedule.name
+        try:
+            submission, firing = fire(due)
+        except InvalidSchedule as error:
+            log.error("schedule %s cannot go on: %s", name, error)
+            continue
+        if submission is None:
+            outcome = "skipped" if await store.skip_instant(firing) else SubmitStatus.FENCED.value
+        else:
+            outcome = (await store.submit(submission)).status.value
+        if outcome != SubmitStatus.FENCED.value:
+            observer.fired(name, outcome)
+            log.info("schedule %s, instant %d ms: %s", name, firing.instant_ms, outcome)
 
 
 async def observe_regularly(

@@ -19,7 +19,7 @@ from gateway.client import Client, JobRequest
 from gateway.connectors.simulation import wire
 from gateway.events import Event
 from gateway.fleet import ChildProcess, FleetFailed, read_journal, request, toml_text
-from gateway.lifecycle import EventType
+from gateway.lifecycle import ENDS, EventType
 from gateway.models import JobId
 from simulator.certify_config import FleetSetup, ServiceAddress, child_environment
 from simulator.certify_redis import PrivateRedis
@@ -31,7 +31,6 @@ EVENTS_KEPT_MAX = 400_000
 CLIENT_TIMEOUT_S = 20.0
 #: A gateway that has nothing to do ends at once; after this time it counts as stuck.
 STOP_TIMEOUT_S = 15.0
-TERMINAL = frozenset({EventType.COMPLETED, EventType.DEAD, EventType.CANCELLED})
 _KEEPS_LEASE = frozenset({EventType.CANCEL_REQUESTED, EventType.REFUSED, EventType.PROMOTED})
 
 
@@ -247,7 +246,7 @@ class Rig:
             self._cursor = event.cursor
             self.auditor.feed([event])
             self.events.append(event)
-            if event.type in TERMINAL:
+            if event.type in ENDS:
                 self.ended.add(event.job_id)
             elif event.type is EventType.REQUEUED:
                 self.ended.discard(event.job_id)

@@ -13,7 +13,7 @@ from gateway.audit import AuditReport, Invariant
 from gateway.connectors.simulation.wire import JournalEvent, JournalPage
 from gateway.demo import RECOVERY_S_MAX, SUCCESS_RATE_MIN
 from gateway.events import Event
-from gateway.lifecycle import EventType
+from gateway.lifecycle import BIRTHS, EventType
 from simulator.certify_config import FleetSetup
 from simulator.fault_plans import FleetFaults
 from simulator.faults import RATE_NAMES
@@ -349,11 +349,7 @@ def _works(event: Event) -> bool:
 
 
 def _latencies(facts: RunFacts) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    born = {
-        event.job_id: event.at_ms
-        for event in facts.events
-        if event.type in (EventType.SUBMITTED, EventType.DEFERRED)
-    }
+    born = {event.job_id: event.at_ms for event in facts.events if event.type in BIRTHS}
     ends = [event for event in facts.events if event.type is EventType.COMPLETED and event.job_id in born]
     return (
         tuple(round((event.at_ms - born[event.job_id]) / 1000, 3) for event in ends),

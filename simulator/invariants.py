@@ -146,6 +146,7 @@ _SETTLED = frozenset(
     {
         EventType.COMPLETED,
         EventType.DEAD,
+        EventType.EXPIRED,
         EventType.CANCELLED,
         EventType.RETRIED,
         EventType.RETRIED_LATER,
@@ -221,7 +222,9 @@ def _attempts_charged(job_id: str, events: Sequence[Event], record: Sequence[str
         elif event.type in _FAILED:
             charged += 1
     last = events[-1]
-    if last.type is EventType.DEAD and not _lapsed(last) and record[SETTLED_KIND] == "failed":
+    # A deadline that ends a job under a lease does so in place of a retry.
+    settled = last.type is EventType.DEAD or (last.type is EventType.EXPIRED and last.worker_id)
+    if settled and not _lapsed(last) and record[SETTLED_KIND] == "failed":
         charged += 1
     if int(record[ATTEMPTS]) == charged:
         return []

@@ -11,6 +11,7 @@ from gateway.models import (
     ClaimReply,
     ClaimRequest,
     ClassId,
+    Firing,
     JobClass,
     JobState,
     JobView,
@@ -26,6 +27,7 @@ from gateway.models import (
     Verdict,
 )
 from gateway.registration import RegisteredService
+from gateway.schedules import DueSchedule
 from gateway.store.fleet_scripts import ConfigureStatus, Overrides, RegisterStatus, Registration
 
 
@@ -44,6 +46,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def on_unblocked(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` when a settlement made children of its job due: a sweep makes them pending."""
+        ...
+
     async def submit(self, submission: Submission) -> SubmitVerdict: ...
 
     async def claim(self, request: ClaimRequest) -> ClaimReply: ...
@@ -57,6 +63,10 @@ class JobStore(Protocol):
     async def settle(self, settlement: Settlement) -> tuple[Verdict, JobState | None]: ...
 
     async def sweep(self) -> SweepReport: ...
+
+    async def due_schedules(self) -> list[DueSchedule]: ...
+
+    async def skip_instant(self, firing: Firing) -> bool: ...
 
     async def cancel(self, job_ids: Sequence[str]) -> list[CancelStatus]: ...
 

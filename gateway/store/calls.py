@@ -10,6 +10,8 @@ from importlib.resources import files
 
 #: Most items in one script call: Lua's unpack holds about 8000 values, and one call must not block Redis for long.
 BATCH_MAX = 256
+#: Operations that end jobs; their first keys are those of ``QueueKeys.ending``.
+ENDING = frozenset({"settle", "sweep", "cancel"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +32,21 @@ class ScriptCall:
     args: Sequence[str | bytes | int]
 
 
+def parts(name: str) -> tuple[str, ...]:
+    """Files that make up one operation, in order: what is shared, then its own."""
+    if name.startswith("_"):
+        return ("_prelude", name) if name != "_prelude" else (name,)
+    return ("_prelude", "_prelude_ending", name) if name in ENDING else ("_prelude", name)
+
+
 @cache
 def script(name: str) -> Script:
-    """Load ``lua/<name>.lua`` behind the shared prelude.
+    """Load ``lua/<name>.lua`` behind the shared prelude, and behind the shared part about endings where it ends jobs.
 
     Content addressing lets gateways of different versions share one Redis.
     """
     folder = files("gateway.store") / "lua"
-    source = (folder / "_prelude.lua").read_text("utf-8") + (folder / f"{name}.lua").read_text("utf-8")
+    source = "".join((folder / f"{part}.lua").read_text("utf-8") for part in parts(name))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -59,6 +68,10 @@ class StoreLimits:
         payload_bytes_max: JSON size of one job's specification.
         result_bytes_max: JSON size of one result.
         worker_ttl_s: seconds after which a silent worker leaves the registry.
+        parents_max: jobs that one job may wait for.
+        children_max: jobs that may wait for one job.
+        told_max: children told of their parents' ends in one call (a whole family at least); a sweep tells the rest.
+        schedules_max: schedules per queue.
     """
 
     unfinished_max: int = 1_000_000
@@ -74,6 +87,10 @@ class StoreLimits:
     payload_bytes_max: int = 1024 * 1024
     result_bytes_max: int = 16 * 1024 * 1024
     worker_ttl_s: float = 30.0
+    parents_max: int = 64
+    children_max: int = 1000
+    told_max: int = 500
+    schedules_max: int = 500
 
 
 def milliseconds(seconds: float) -> str:

@@ -20,8 +20,9 @@ class QueueKeys:
     """
 
     __slots__ = (
-        "_prefix", "classes", "config", "dead", "events", "finished", "idempotency", "jobs", "leases", "meta",
-        "queue", "results", "scheduled", "services", "specs", "wake", "workers",
+        "_prefix", "children", "classes", "config", "dead", "deadlines", "events", "finished", "holds", "idempotency",
+        "jobs", "leases", "meta", "queue", "results", "schedule_due", "schedule_runs", "scheduled", "schedules",
+        "services", "specs", "unique", "untold", "waiting", "wake", "workers",
     )  # fmt: skip
 
     def __init__(self, queue: str) -> None:
@@ -33,21 +34,38 @@ class QueueKeys:
             if name not in ("_prefix", "queue"):
                 setattr(self, name, self._prefix + name)
 
+    children: str
     classes: str
     config: str
     dead: str
+    deadlines: str
     events: str
     finished: str
+    holds: str
     idempotency: str
     jobs: str
     leases: str
     meta: str
     results: str
+    schedule_due: str
+    schedule_runs: str
     scheduled: str
+    schedules: str
     services: str
     specs: str
+    unique: str
+    untold: str
+    waiting: str
     wake: str
     workers: str
+
+    @property
+    def ending(self) -> list[str]:
+        """First keys of every operation that ends jobs, in the order of ``_prelude_ending.lua``."""
+        return [
+            self.jobs, self.results, self.scheduled, self.finished, self.dead, self.deadlines, self.waiting,
+            self.children, self.untold, self.unique, self.holds, self.events, self.wake,
+        ]  # fmt: skip
 
     def pending(self, class_id: str) -> str:
         """Ordered set of the claimable jobs of one class."""

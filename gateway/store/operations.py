@@ -11,6 +11,7 @@ from gateway.events import Event, decode_entries
 from gateway.models import (
     CancelStatus,
     ClassId,
+    Firing,
     JobClass,
     JobId,
     JobView,
@@ -20,7 +21,16 @@ from gateway.models import (
     SubmitVerdict,
     SweepReport,
 )
-from gateway.store import scripts
+from gateway.schedules import (
+    DueSchedule,
+    PausedStatus,
+    PutStatus,
+    RemovedStatus,
+    ResumedStatus,
+    Schedule,
+    ScheduleListing,
+)
+from gateway.store import schedule_scripts, scripts
 from gateway.store.calls import BATCH_MAX, ScriptCall, StoreLimits
 from gateway.store.fleet_operations import FleetOperations
 from gateway.store.keys import QueueKeys
@@ -86,6 +96,41 @@ class QueueOperations(FleetOperations):
             statuses = scripts.requeue_reply(reply)
             answers |= {job_id: status for (job_id, _), status in zip(batch, statuses, strict=True)}
         return [answers.get(job_id, RequeueStatus.UNKNOWN) for job_id in job_ids]
+
+    async def put_schedule(
+        self, schedule: Schedule, *, revision: str, next_ms: int, replace: bool
+    ) -> PutStatus:
+        """Store a definition that was checked before; the same revision again changes nothing."""
+        call = schedule_scripts.put_call(
+            self.keys, self.limits, schedule, revision=revision, next_ms=next_ms, replace=replace
+        )
+        return schedule_scripts.put_reply(await self._runner.script(call))
+
+    async def remove_schedules(self, names: Sequence[str]) -> list[RemovedStatus]:
+        raw = await self._runner.script(schedule_scripts.remove_call(self.keys, names))
+        return schedule_scripts.remove_reply(raw)
+
+    async def pause_schedules(self, names: Sequence[str]) -> list[PausedStatus]:
+        raw = await self._runner.script(schedule_scripts.pause_call(self.keys, names))
+        return schedule_scripts.pause_reply(raw)
+
+    async def resume_schedules(self, wishes: Sequence[tuple[str, str, int]]) -> list[ResumedStatus]:
+        """Name, revision and next instant (Redis time, milliseconds) of each paused schedule."""
+        raw = await self._runner.script(schedule_scripts.resume_call(self.keys, wishes))
+        return schedule_scripts.resume_reply(raw)
+
+    async def schedules(self) -> ScheduleListing:
+        """All schedules by name, at one moment."""
+        return schedule_scripts.list_reply(await self._runner.script(schedule_scripts.list_call(self.keys)))
+
+    async def due_schedules(self) -> list[DueSchedule]:
+        """Schedules whose instant has come, the oldest first, a bounded number."""
+        return schedule_scripts.due_reply(await self._runner.script(schedule_scripts.due_call(self.keys)))
+
+    async def skip_instant(self, firing: Firing) -> bool:
+        """Pass over a missed instant; False when somebody else settled it."""
+        raw = await self._runner.script(schedule_scripts.skip_call(self.keys, firing))
+        return schedule_scripts.skip_reply(raw)
 
     async def pause(self) -> bool:
         return bool(await self._runner.script(scripts.pause_call(self.keys)))

@@ -72,6 +72,7 @@ class RedisStore(QueueOperations):
         self._lease_s = lease_s
         self._instance = instance
         self._listeners: list[Callable[[str], None]] = []
+        self._on_unblocked: list[Callable[[], None]] = []
         self._submits = GroupCommit[Submission, SubmitVerdict](self.submit_many, batch_max=BATCH_MAX)
         self._claims = GroupCommit[ClaimRequest, ClaimReply](self._claim_batch, batch_max=64)
         self._attaches = GroupCommit[tuple[LeaseRef, str], Verdict](self._attach_batch, batch_max=BATCH_MAX)
@@ -107,6 +108,9 @@ class RedisStore(QueueOperations):
 
     def on_wake(self, callback: Callable[[str], None]) -> None:
         self._listeners.append(callback)
+
+    def on_unblocked(self, callback: Callable[[], None]) -> None:
+        self._on_unblocked.append(callback)
 
     def _wake(self, message: str) -> None:
         for listener in self._listeners:
@@ -147,4 +151,7 @@ class RedisStore(QueueOperations):
 
     async def _settle_batch(self, settlements: Sequence[Settlement]) -> list[tuple[Verdict, JobState | None]]:
         raw = await self._work.script(scripts.settle_call(self.keys, self.limits, settlements))
+        if scripts.settle_unblocked(raw):
+            for callback in self._on_unblocked:
+                callback()
         return scripts.settle_reply(raw)

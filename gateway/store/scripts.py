@@ -28,6 +28,7 @@ from gateway.models import (
     JobView,
     LeaseRef,
     LeaseStatus,
+    ParentPolicy,
     ProgressNote,
     QueueStats,
     RequeueStatus,
@@ -63,12 +64,42 @@ def _positions(class_ids: Sequence[str]) -> dict[str, int]:
     return {class_id: position for position, class_id in enumerate(dict.fromkeys(class_ids), start=1)}
 
 
+class _Options(msgspec.Struct, omit_defaults=True):
+    """What a plain job has none of; see the head of ``submit.lua``."""
+
+    expires_ms: int = 0
+    expires_in_ms: int = 0
+    unique: str = ""
+    unique_for_ms: int = 0
+    after: tuple[str, ...] = ()
+    on_failure: str = ParentPolicy.CANCEL.value
+    schedule: tuple[str, str, int, int] | None = None
+
+
+def _options(item: Submission) -> bytes:
+    """JSON of a submission's options; empty for a plain job, so that it costs neither side anything."""
+    spec, firing = item.spec, item.firing
+    if not (item.expires_at_ms or item.expires_in_s or item.unique_key or spec.after or firing):
+        return b""
+    return _encode(
+        _Options(
+            expires_ms=item.expires_at_ms,
+            expires_in_ms=round(item.expires_in_s * 1000),
+            unique=item.unique_key,
+            unique_for_ms=round(item.unique_for_s * 1000),
+            after=spec.after,
+            on_failure=spec.on_parent_failure.value,
+            schedule=None if firing is None else msgspec.structs.astuple(firing),
+        )
+    )
+
+
 def submit_call(keys: QueueKeys, limits: StoreLimits, submissions: Sequence[Submission]) -> ScriptCall:
     """See ``submit.lua``. Specifications must be validated before."""
     classes = [class_of(item.spec.service, item.spec.requires, item.spec.tenant) for item in submissions]
     positions = _positions([job_class.class_id for job_class, _ in classes])
     args: list[str | bytes | int] = [
-        limits.unfinished_max, limits.classes_max, limits.events_max, len(submissions)
+        limits.unfinished_max, limits.classes_max, limits.events_max, limits.children_max, len(submissions)
     ]  # fmt: skip
     for item, (job_class, encoded_class) in zip(submissions, classes, strict=True):
         args += (
@@ -83,10 +114,12 @@ def submit_call(keys: QueueKeys, limits: StoreLimits, submissions: Sequence[Subm
             item.spec.max_attempts,
             item.spec.tenant,
             item.spec.service,
+            _options(item),
         )
     fixed = [
         keys.jobs, keys.specs, keys.idempotency, keys.classes, keys.scheduled, keys.finished, keys.meta,
-        keys.events, keys.wake,
+        keys.events, keys.wake, keys.unique, keys.holds, keys.deadlines, keys.waiting, keys.children,
+        keys.schedule_due, keys.schedule_runs,
     ]  # fmt: skip
     return ScriptCall(script("submit"), [*fixed, *map(keys.pending, positions)], args)
 
@@ -126,8 +159,8 @@ def claim_reply(raw: Raw, requests: int) -> list[ClaimReply]:
     for _ in range(requests):
         granted = int(raw[at])
         at += 1
-        grants = tuple(_grant(raw, at + 10 * i, claimed_ms) for i in range(granted))
-        at += 10 * granted
+        grants = tuple(_grant(raw, at + 11 * i, claimed_ms) for i in range(granted))
+        at += 11 * granted
         replies.append(ClaimReply(grants, class_count, paused))
     return replies
 
@@ -145,6 +178,7 @@ def _grant(raw: Raw, at: int, claimed_ms: int) -> Grant:
         submitted_ms=int(raw[at + 8]),
         enqueued_ms=int(raw[at + 9]),
         claimed_ms=claimed_ms,
+        expires_ms=int(raw[at + 10]),
     )
 
 
@@ -190,6 +224,7 @@ def settle_call(keys: QueueKeys, limits: StoreLimits, settlements: Sequence[Sett
         milliseconds(limits.retention_s),
         milliseconds(limits.dead_retention_s),
         limits.yields_max,
+        limits.told_max,
         len(settlements),
     ]
     for item in settlements:
@@ -204,15 +239,18 @@ def settle_call(keys: QueueKeys, limits: StoreLimits, settlements: Sequence[Sett
             "1" if item.final else "0",
             positions[item.class_id],
         )
-    fixed = [
-        keys.jobs, keys.results, keys.leases, keys.scheduled, keys.finished, keys.dead, keys.events, keys.wake
-    ]  # fmt: skip
+    fixed = [*keys.ending, keys.leases]
     return ScriptCall(script("settle"), [*fixed, *map(keys.pending, positions)], args)
 
 
 def settle_reply(raw: Raw) -> list[tuple[Verdict, JobState | None]]:
     """Verdict and state afterwards (None for an unknown job), in the order of the settlements."""
-    return [(_VERDICTS[raw[i]], _STATES[raw[i + 1]]) for i in range(0, len(raw), 2)]
+    return [(_VERDICTS[raw[i]], _STATES[raw[i + 1]]) for i in range(0, len(raw) - 1, 2)]
+
+
+def settle_unblocked(raw: Raw) -> int:
+    """How many children became due by these settlements; a sweep makes them pending."""
+    return int(raw[-1])
 
 
 def sweep_call(keys: QueueKeys, limits: StoreLimits, class_ids: Sequence[str]) -> ScriptCall:
@@ -223,31 +261,42 @@ def sweep_call(keys: QueueKeys, limits: StoreLimits, class_ids: Sequence[str]) -
         limits.events_max,
         milliseconds(limits.retention_s),
         milliseconds(limits.dead_retention_s),
+        limits.told_max,
         len(class_ids),
         *class_ids,
     ]
-    fixed = [
-        keys.jobs, keys.specs, keys.results, keys.leases, keys.scheduled, keys.finished, keys.dead,
-        keys.idempotency, keys.events, keys.wake,
-    ]  # fmt: skip
+    fixed = [*keys.ending, keys.specs, keys.leases, keys.idempotency, keys.schedule_due]
     return ScriptCall(script("sweep"), [*fixed, *map(keys.pending, class_ids)], args)
 
 
 def sweep_reply(raw: Raw) -> SweepReport:
     """Counts of one sweep."""
-    recovered, poisoned, cancelled, promoted, removed, skipped, more = (int(value) for value in raw)
-    return SweepReport(recovered, poisoned, cancelled, promoted, removed, skipped, bool(more))
+    recovered, poisoned, cancelled, promoted, removed, skipped, expired, told, schedules_due, more = map(
+        int, raw
+    )
+    return SweepReport(
+        recovered,
+        poisoned,
+        cancelled,
+        promoted,
+        removed,
+        skipped,
+        expired,
+        told,
+        bool(schedules_due),
+        bool(more),
+    )
 
 
 def cancel_call(keys: QueueKeys, limits: StoreLimits, jobs: Sequence[tuple[JobId, ClassId]]) -> ScriptCall:
     """See ``cancel.lua``. The caller has read each job's class before; it never changes in the job's life."""
-    fixed = [keys.jobs, keys.scheduled, keys.finished, keys.events, keys.wake]
     return ScriptCall(
         script("cancel"),
-        [*fixed, *(keys.pending(class_id) for _, class_id in jobs)],
+        [*keys.ending, *(keys.pending(class_id) for _, class_id in jobs)],
         [
             limits.events_max,
             milliseconds(limits.retention_s),
+            limits.told_max,
             len(jobs),
             *(text for job in jobs for text in job),
         ],
@@ -261,7 +310,9 @@ def cancel_reply(raw: Raw) -> list[CancelStatus]:
 
 def requeue_call(keys: QueueKeys, limits: StoreLimits, jobs: Sequence[tuple[JobId, ClassId]]) -> ScriptCall:
     """See ``requeue.lua``."""
-    fixed = [keys.jobs, keys.results, keys.finished, keys.dead, keys.events, keys.wake]
+    fixed = [
+        keys.jobs, keys.results, keys.finished, keys.dead, keys.events, keys.wake, keys.unique, keys.holds
+    ]  # fmt: skip
     return ScriptCall(
         script("requeue"),
         [*fixed, *(keys.pending(class_id) for _, class_id in jobs)],
@@ -332,21 +383,24 @@ def _job_view(job_id: str, raw: Raw) -> JobView | None:
         result=body if completed else None,
         error=body if not completed and isinstance(body, dict) else None,
         idempotency_key=record[20],
+        expires_ms=int(record[22]),
+        unique_key=record[23].partition(":")[2],
+        parents_left=int(record[24]),
     )
 
 
 def stats_call(keys: QueueKeys, class_ids: Sequence[str]) -> ScriptCall:
     """See ``stats.lua``."""
-    fixed = [keys.jobs, keys.leases, keys.scheduled, keys.finished, keys.dead, keys.meta]
+    fixed = [keys.jobs, keys.leases, keys.scheduled, keys.finished, keys.dead, keys.meta, keys.waiting]
     return ScriptCall(script("stats"), [*fixed, *map(keys.pending, class_ids)], [])
 
 
 def stats_reply(raw: Raw, class_ids: Sequence[str]) -> QueueStats:
     """Counts, with the pending ones by class."""
-    now_ms, jobs, running, scheduled, finished, dead, paused, oldest_ms = (int(value) for value in raw[:8])
+    now_ms, jobs, running, scheduled, finished, dead, paused, oldest_ms, waiting = map(int, raw[:9])
     return QueueStats(
         now_ms=now_ms,
-        pending={class_id: int(raw[8 + i]) for i, class_id in enumerate(class_ids)},
+        pending={class_id: int(raw[9 + i]) for i, class_id in enumerate(class_ids)},
         scheduled=scheduled,
         running=running,
         finished=finished,
@@ -354,6 +408,7 @@ def stats_reply(raw: Raw, class_ids: Sequence[str]) -> QueueStats:
         jobs=jobs,
         oldest_pending_ms=oldest_ms,
         paused=bool(paused),
+        waiting=waiting,
     )
 
 

@@ -103,6 +103,9 @@ class Telemetry:
     def swept(self, report: SweepReport) -> None:
         self.metrics.swept(report)
 
+    def fired(self, schedule: str, outcome: str) -> None:
+        self.metrics.fired(schedule, outcome)
+
     def queue(self, stats: QueueStats) -> None:
         self.metrics.queue(stats)
 

@@ -113,6 +113,15 @@ class GatewayMetrics:
             # Every strategy shows its zero from the start, so that an alert on its rate has a beginning.
             self._recoveries.add((strategy.value,), 0)
         self._poison = new.counter("poison_pills_total", "Jobs given up after too many expired leases")
+        self._missed = new.counter(
+            "deadlines_missed_total",
+            "Jobs that nobody had claimed by their deadline, as found by this process",
+        )
+        self._firings = new.counter(
+            "schedule_firings_total",
+            "Instants of schedules that this process settled",
+            ("schedule", "outcome"),
+        )
 
     def _process_metrics(self, new: InstrumentSet) -> None:
         endpoint = ("service", "endpoint", "worker")
@@ -174,10 +183,15 @@ class GatewayMetrics:
         """``cancelled`` counts expired leases of jobs somebody had asked to cancel."""
         self._expiries.add((), report.recovered + report.poisoned + report.cancelled)
         self._poison.add((), report.poisoned)
+        self._missed.add((), report.expired)
+
+    def fired(self, schedule: str, outcome: str) -> None:
+        self._firings.add((schedule, outcome))
 
     def queue(self, stats: QueueStats) -> None:
         depth: dict[Labels, float] = {
             ("", "scheduled"): float(stats.scheduled),
+            ("", "waiting"): float(stats.waiting),
             ("", "running"): float(stats.running),
             ("", "finished"): float(stats.finished),
             ("", "dead"): float(stats.dead),

@@ -135,7 +135,7 @@ async def _settle_in_two_steps(
     self: RedisStore, settlements: Sequence[Settlement]
 ) -> list[tuple[Verdict, JobState | None]]:
     raw = await self._work.script(scripts.settle_call(self.keys, self.limits, settlements))
-    replies = 2 * len(settlements)
+    replies = 2 * len(settlements) + 1
     if len(raw) > replies:
         await self._work.command(b"HSET", self.keys.jobs, *raw[replies:])
     return scripts.settle_reply(raw[:replies])
@@ -156,11 +156,16 @@ CODE_MUTANTS: tuple[Mutant, ...] = (
         judges=frozenset({Judge.AUDITOR, Judge.LIVENESS, Judge.PROMISES}),
         put_in=both(
             edits(
+                Edit("settle", "redis.call('HSET', jobs_key, unpack(fields))", ""),
                 Edit(
                     "settle",
-                    "redis.call('HSET', jobs_key, unpack(changes))",
-                    "for i = 1, #changes do reply[#reply + 1] = changes[i] end",
-                )
+                    "reply[#reply + 1] = int(unblocked)\n",
+                    "reply[#reply + 1] = int(unblocked)\n"
+                    "for _, id in ipairs(changed) do\n"
+                    "  reply[#reply + 1] = id\n"
+                    "  reply[#reply + 1] = cjson.encode(latest[id])\n"
+                    "end\n",
+                ),
             ),
             replacements((RedisStore, "_settle_batch", _settle_in_two_steps)),
         ),

@@ -64,7 +64,7 @@ SCRIPT_MUTANTS: tuple[Mutant, ...] = (
         breaks="A settled job's lease stays, so a sweep takes the job for abandoned.",
         promise="No transition out of a terminal state.",
         judges=frozenset({Judge.AUDITOR}),
-        put_in=edits(Edit("settle", "redis.call('ZREM', leases_key, unpack(ended))", "")),
+        put_in=edits(Edit("settle", "redis.call('ZREM', leases_key, unpack(let_go))", "")),
     ),
     Mutant(
         name="release-charges-attempt",
@@ -128,9 +128,7 @@ SCRIPT_MUTANTS: tuple[Mutant, ...] = (
                 "  elseif record[STATE] == 'running' then\n",
                 "  elseif record[STATE] == 'running' then\n"
                 "    redis.call('ZREM', string.gsub(jobs_key, 'jobs$', 'leases'), id)\n"
-                "    record[STATE] = 'cancelled'\n"
-                "    redis.call('ZADD', finished_key, int(now_ms + tonumber(ARGV[2])), id)\n"
-                "    redis.call('HSET', jobs_key, id, cjson.encode(record))\n"
+                "    finish(id, record, 'cancelled', retention_ms)\n"
                 "    reply[i] = 'cancelled'\n"
                 "    events[#events + 1] = { 'cancelled', id, record[EPOCH], '', '' }\n"
                 "  elseif record[STATE] == 'nothing' then\n",
@@ -143,7 +141,7 @@ SCRIPT_MUTANTS: tuple[Mutant, ...] = (
         promise="The same job id is the same job, also when its acknowledgement was lost.",
         judges=frozenset({Judge.AUDITOR}),
         put_in=edits(
-            Edit("submit", "known[i] or seen[id]", "seen[id]"),
+            Edit("submit", "known[i] or records[id]", "records[id]"),
             Edit("submit", "if earlier then", "if false then"),
         ),
     ),

@@ -149,6 +149,70 @@ GOOD: dict[str, Callable[[], Story]] = {
     ),
 }
 
+
+def born(**conditions: object) -> str:
+    """What the first event of a job tells of its conditions."""
+    return json.dumps(conditions)
+
+
+def family(policy: str = "cancel") -> Story:
+    """A child of two parents."""
+    detail = born(after=["a", "b"], on_failure=policy)
+    return Story().submit("a", "b").tell("blocked", "c", detail=detail)
+
+
+CONDITIONS_KEPT: dict[str, Callable[[], Story]] = {
+    "claimed before its deadline": lambda: (
+        Story().tell("submitted", "a", detail=born(expires_ms=1_000_003)).claim("a", 1)
+    ),
+    "claimed after its deadline in a new life": lambda: (
+        Story()
+        .tell("submitted", "a", detail=born(expires_ms=1_000_002))
+        .tell("expired", "a")
+        .tell("requeued", "a")
+        .claim("a", 1)
+    ),
+    "one unique key after the other": lambda: (
+        Story()
+        .tell("submitted", "a", detail=born(unique="k"))
+        .tell("cancelled", "a")
+        .tell("submitted", "b", detail=born(unique="k"))
+    ),
+    "released after both parents": lambda: (
+        family()
+        .claim("a", 1)
+        .claim("b", 2)
+        .tell("completed", "b", 2, "w")
+        .tell("completed", "a", 1, "w")
+        .tell("unblocked", "c")
+    ),
+    "released although a parent failed": lambda: (
+        family("release").tell("cancelled", "a").tell("cancelled", "b").tell("unblocked", "c")
+    ),
+    "a parent's new life is its own": lambda: (
+        family("release")
+        .tell("cancelled", "a")
+        .tell("expired", "b")
+        .tell("requeued", "b")
+        .tell("unblocked", "c")
+    ),
+    "instant after instant": lambda: (
+        Story()
+        .tell("submitted", "a", detail=born(schedule="s", instant_ms=60_000))
+        .tell("submitted", "b", detail=born(schedule="s", instant_ms=120_000))
+        .tell("submitted", "c", detail=born(schedule="t", instant_ms=60_000))
+    ),
+    "a forgotten letter's key is its own": lambda: (
+        Story()
+        .tell("submitted", "a", detail=born(unique="k"))
+        .tell("expired", "a")
+        .wait(60_000)
+        .submit("a")
+        .tell("submitted", "b", detail=born(unique="k"))
+        .tell("expired", "a")
+        .tell("requeued", "a")
+    ),
+}
 BAD: dict[str, tuple[Callable[[], Story], Invariant]] = {
     "claimed twice": (
         lambda: Story().submit("a").claim("a", 1, "w").claim("a", 2, "x"),
@@ -208,6 +272,44 @@ BAD: dict[str, tuple[Callable[[], Story], Invariant]] = {
         lambda: Story().submit("a").claim("a", 1).tell("completed", "a", 1, "w").tell("requeued", "a", 1),
         Invariant.TERMINAL_ABSORBS,
     ),
+    "claimed at its deadline": (
+        lambda: Story().tell("submitted", "a", detail=born(expires_ms=1_000_002)).claim("a", 1),
+        Invariant.DEADLINE_KEPT,
+    ),
+    "two with one unique key": (
+        lambda: (
+            Story()
+            .tell("submitted", "a", detail=born(unique="k"))
+            .tell("deferred", "b", detail=born(unique="k"))
+        ),
+        Invariant.UNIQUE_HELD,
+    ),
+    "requeued while another has its unique key": (
+        lambda: (
+            Story()
+            .tell("submitted", "a", detail=born(unique="k"))
+            .tell("expired", "a")
+            .tell("submitted", "b", detail=born(unique="k"))
+            .tell("requeued", "a")
+        ),
+        Invariant.UNIQUE_HELD,
+    ),
+    "released by the first parent": (
+        lambda: family().claim("a", 1).tell("completed", "a", 1, "w").tell("unblocked", "c"),
+        Invariant.PARENTS_FIRST,
+    ),
+    "released by a failed parent": (
+        lambda: family().tell("cancelled", "a").tell("cancelled", "b").tell("unblocked", "c"),
+        Invariant.PARENTS_FIRST,
+    ),
+    "one instant twice": (
+        lambda: (
+            Story()
+            .tell("submitted", "a", detail=born(schedule="s", instant_ms=60_000))
+            .tell("submitted", "b", detail=born(schedule="s", instant_ms=60_000))
+        ),
+        Invariant.ONE_PER_INSTANT,
+    ),
     "submitted twice": (lambda: Story().submit("a", "a"), Invariant.LEGAL_TRANSITION),
     "claimed before it was due": (
         lambda: Story().tell("deferred", "a").claim("a", 1),
@@ -266,9 +368,16 @@ def test_a_broken_promise_is_reported(name: str) -> None:
     assert found(report) == [invariant]
     assert not report.ok
     violation = report.violations[0]
-    assert violation.job_id in {"a", "b"}
+    assert violation.job_id in {"a", "b", "c"}
     assert violation.cursor in {event.cursor for event in story.events}
     assert violation.message
+
+
+@pytest.mark.parametrize("name", CONDITIONS_KEPT)
+def test_kept_conditions_pass(name: str) -> None:
+    """Deadlines, unique keys, parents and instants that were respected are no violation."""
+    report = CONDITIONS_KEPT[name]().judge(Auditor(retention_s=60))
+    assert report.violations == ()
 
 
 def test_every_invariant_is_shown_to_bite() -> None:

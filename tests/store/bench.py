@@ -6,9 +6,10 @@ the real Redis live under the same virtual clock.
 
 from __future__ import annotations
 
+import enum
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any
@@ -21,6 +22,7 @@ from gateway.models import (
     ClaimReply,
     ClaimRequest,
     ClassId,
+    Firing,
     JobId,
     JobState,
     LeaseRef,
@@ -30,10 +32,13 @@ from gateway.models import (
     SubmitVerdict,
     SweepReport,
 )
-from gateway.store import scripts
+from gateway.schedules import PutStatus, Schedule, encode_schedule
+from gateway.store import schedule_scripts, scripts
 from gateway.store.calls import ScriptCall, StoreLimits
 from gateway.store.keys import QueueKeys
+from tests.store.contents import Mismatch, as_text, check_conservation, contents
 from tests.store.model import StoreModel
+from tests.store.model_snapshot import snapshot
 
 REAL_TIME = "local time = redis.call('TIME')\n"
 VIRTUAL_TIME = (
@@ -51,14 +56,11 @@ LIMITS = StoreLimits(
     yields_max=2,
     recoveries_max=1,
     sweep_max=3,
+    children_max=2,
+    told_max=2,
+    schedules_max=1,
 )
-_TERMINAL = {JobState.COMPLETED.value, JobState.DEAD.value, JobState.CANCELLED.value}
 _queues = itertools.count(1)
-_decode_row = msgspec.json.Decoder(list[str]).decode
-
-
-class Mismatch(AssertionError):
-    """Store and model, or two stores, disagree; or an index disagrees with the records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,86 +110,14 @@ class Backend:
             self.client.delete(*found)
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _scores(raw: Any) -> dict[str, int]:
-    return {_text(member): int(score) for member, score in raw}
-
-
-def _hash(raw: Any) -> dict[str, str]:
-    return {_text(name): _text(value) for name, value in raw.items()}
-
-
-def _stream(raw: Any) -> list[tuple[str, int, int, str, str]]:
-    rows = []
-    for _, fields in raw:
-        entry = _hash(fields)
-        number, epoch = int(entry["number"]), int(entry["epoch"])
-        rows.append((entry["kind"], epoch, number, entry["value"], entry["body"]))
-    return rows
-
-
-def contents(client: Any, keys: QueueKeys, classes: Sequence[str], jobs: Sequence[str]) -> dict[str, Any]:
-    """What the store holds, decoded, in the form of ``StoreModel.snapshot``; read in one round trip."""
-    pipe = client.pipeline(transaction=False)
-    for key in (keys.jobs, keys.specs, keys.results, keys.idempotency, keys.classes):
-        pipe.hgetall(key)
-    for key in (keys.leases, keys.scheduled, keys.finished, keys.dead, *map(keys.pending, classes)):
-        pipe.zrange(key, 0, -1, withscores=True)
-    for job_id in jobs:
-        pipe.xrange(keys.stream(job_id))
-    raws = pipe.execute()
-    rows, specs, results, idempotency, known = map(_hash, raws[:5])
-    leases, scheduled, finished, dead, *pending = map(_scores, raws[5 : 9 + len(classes)])
-    streams = map(_stream, raws[9 + len(classes) :])
-    return {
-        "jobs": {job_id: _decode_row(row) for job_id, row in rows.items()},
-        "specs": set(specs),
-        "pending": {name: list(jobs) for name, jobs in zip(classes, pending, strict=True) if jobs},
-        "leases": leases,
-        "scheduled": scheduled,
-        "finished": finished,
-        "dead": dead,
-        "results": {job: "poison_pill" if "poison_pill" in body else body for job, body in results.items()},
-        "idempotency": idempotency,
-        "classes": set(known),
-        "streams": {job_id: entries for job_id, entries in zip(jobs, streams, strict=True) if entries},
-    }
-
-
-def check_conservation(held: Mapping[str, Any]) -> None:
-    """Each job is in exactly one place, and that place agrees with its record."""
-    where: dict[str, list[str]] = {job_id: [] for job_id in held["jobs"]}
-    places = {"pending": [job for members in held["pending"].values() for job in members]}
-    places |= {index: list(held[index]) for index in ("scheduled", "leases", "finished")}
-    for place, members in places.items():
-        for job_id in members:
-            where.setdefault(job_id, []).append(place)
-    for job_id, found in where.items():
-        row = held["jobs"].get(job_id)
-        state = row[0] if row else "nothing"
-        expected = "finished" if state in _TERMINAL else "leases" if state == "running" else state
-        if found != [expected]:
-            raise Mismatch(f"job {job_id} is {state}, but indexed in {found}")
-        if state == "pending" and job_id not in held["pending"].get(row[3], []):
-            raise Mismatch(f"job {job_id} of class {row[3]} waits in another class")
-    if held["specs"] != set(held["jobs"]):
-        raise Mismatch(f"specifications of {sorted(held['specs'])}, records of {sorted(held['jobs'])}")
-    dead = {job_id for job_id, row in held["jobs"].items() if row[0] == "dead"}
-    if dead != set(held["dead"]):
-        raise Mismatch(f"dead letters {sorted(held['dead'])}, dead records {sorted(dead)}")
-    if not set(held["results"]) <= set(held["jobs"]):
-        raise Mismatch("a result without a job")
-
-
 def outcomes(operation: str, got: Any) -> list[str]:
     """Names of the answers in one reply."""
     if isinstance(got, SweepReport):
         return [f"sweep {name}" for name in got.__struct_fields__ if getattr(got, name)]
     if isinstance(got, bool):
         return [f"{operation} {got}".lower()]
+    if isinstance(got, enum.Enum):
+        return [f"{operation} {got.value}"]
     found = []
     for item in got:
         if isinstance(item, SubmitVerdict):
@@ -311,6 +241,57 @@ class Bench:
     def resume(self) -> None:
         self._record(scripts.resume_call(self.keys), self.model.resume, bool)
 
+    # Schedules
+
+    def put_schedule(self, schedule: Schedule, due_in_s: float, *, replace: bool) -> None:
+        """Each definition has a revision of its own; a replay has the same."""
+        revision, next_ms = f"r{len(self.history)}", self.model.now_ms + round(due_in_s * 1000)
+        call = schedule_scripts.put_call(
+            self.keys, LIMITS, schedule, revision=revision, next_ms=next_ms, replace=replace
+        )
+        definition = encode_schedule(schedule).decode()
+
+        def model() -> PutStatus:
+            name = schedule.name
+            return self.model.schedules.put(name, revision, definition, next_ms, replace=replace)
+
+        self._record(call, model, schedule_scripts.put_reply)
+
+    def remove_schedules(self, names: Sequence[str]) -> None:
+        call = schedule_scripts.remove_call(self.keys, names)
+        self._record(call, lambda: self.model.schedules.remove(names), schedule_scripts.remove_reply)
+
+    def pause_schedules(self, names: Sequence[str]) -> None:
+        call = schedule_scripts.pause_call(self.keys, names)
+        self._record(call, lambda: self.model.schedules.pause(names), schedule_scripts.pause_reply)
+
+    def resume_schedules(self, names: Sequence[str], due_in_s: float, *, stale: bool) -> None:
+        next_ms = self.model.now_ms + round(due_in_s * 1000)
+        wishes = [(name, "old" if stale else self._revision(name), next_ms) for name in names]
+        call = schedule_scripts.resume_call(self.keys, wishes)
+        self._record(call, lambda: self.model.schedules.resume(wishes), schedule_scripts.resume_reply)
+
+    def skip_instant(self, name: str, next_in_s: float) -> None:
+        firing = self._firing(name, next_in_s, stale=False)
+        call = schedule_scripts.skip_call(self.keys, firing)
+        self._record(
+            call, lambda: self.model.schedules.skip(firing, self.model.now_ms), schedule_scripts.skip_reply
+        )
+
+    def fire(self, name: str, item: Submission, next_in_s: float, *, stale: bool) -> None:
+        """Fire the instant at which the schedule is due, or one that is not its own any more."""
+        self.submit([msgspec.structs.replace(item, firing=self._firing(name, next_in_s, stale=stale))])
+
+    def _revision(self, name: str) -> str:
+        found = self.model.schedules.by_name.get(name)
+        return found.revision if found else "none"
+
+    def _firing(self, name: str, next_in_s: float, *, stale: bool) -> Firing:
+        found = self.model.schedules.by_name.get(name)
+        instant_ms = (found.due_ms if found else None) or self.model.now_ms
+        next_ms = self.model.now_ms + round(next_in_s * 1000)
+        return Firing(name, self._revision(name), instant_ms - stale, next_ms)
+
     def forget_claims(self) -> None:
         """What the expiry of the claim memories does, without waiting for it."""
         for worker_id in self.model.memories:
@@ -338,15 +319,44 @@ class Bench:
                 raise Mismatch(f"inspect {job_id}: store shows {seen}, model {known}")
         class_ids = list(self.model.classes)
         stats = scripts.stats_reply(self.backends[0].run(scripts.stats_call(self.keys, class_ids)), class_ids)
-        states = [job.state for job in self.model.jobs.values()]
-        counted = (stats.pending_total, stats.scheduled, stats.running, stats.dead, stats.jobs, stats.paused)
+        states = [job.state for job in self.model.jobs.values() if not job.set_aside]
+        counted = (
+            *(stats.pending_total, stats.scheduled, stats.waiting, stats.running, stats.dead),
+            *(stats.jobs, stats.paused),
+        )
+        counted_states = (
+            *(JobState.PENDING, JobState.SCHEDULED, JobState.WAITING, JobState.RUNNING, JobState.DEAD),
+        )
         wanted = (
-            *map(states.count, (JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING, JobState.DEAD)),
-            len(states),
+            *map(states.count, counted_states),
+            len(self.model.jobs),
             self.model.paused,
         )
         if counted != wanted:
             raise Mismatch(f"stats: store counts {counted}, model {wanted}")
+        self._look_at_schedules()
+
+    def _look_at_schedules(self) -> None:
+        known = {
+            name: (one.definition, one.revision, one.due_ms, one.last_ms or None, one.last_job)
+            for name, one in self.model.schedules.by_name.items()
+        }
+        now_ms = self.model.now_ms
+        due = {name for name, one in known.items() if one[2] is not None and one[2] <= now_ms}
+        listed = schedule_scripts.list_reply(self.backends[0].run(schedule_scripts.list_call(self.keys)))
+        shown = {
+            one.schedule.name: (
+                encode_schedule(one.schedule).decode(),
+                one.revision,
+                one.due_ms,
+                one.last_ms,
+                one.last_job_id,
+            )
+            for one in listed.schedules
+        }
+        found = schedule_scripts.due_reply(self.backends[0].run(schedule_scripts.due_call(self.keys)))
+        if shown != known or {one.view.schedule.name for one in found} != due:
+            raise Mismatch(f"schedules: store shows {shown}, due {found}; model {known}, due {due}")
 
     def check(self) -> None:
         """Contents equal the model's, each job is in one place, and the events tell the same story."""
@@ -357,12 +367,12 @@ class Bench:
             contents(backend.client, self.keys, list(self.model.classes), list(self.model.streams))
             for backend in self.backends
         ]
-        wanted = self.model.snapshot()
+        wanted = snapshot(self.model)
         for one in held:
             for part, expected in wanted.items():
                 if one[part] != expected:
                     raise Mismatch(f"{part}: store holds {one[part]}, model {expected}")
-        check_conservation(held[0])
+        check_conservation(held[0], self.model.now_ms)
         for job_id, job in self.model.jobs.items():
             told = self.auditor.state_of(job_id)
             if told is not job.state:
@@ -371,47 +381,8 @@ class Bench:
     def _listen(self) -> None:
         client = self.backends[0].client
         for entry_id, fields in client.xrange(self.keys.events, min=self._events_at):
-            self.auditor.feed(decode_entry(_text(entry_id), fields[b"at"], fields[b"e"]))
-            self._events_at = f"({_text(entry_id)}"
+            self.auditor.feed(decode_entry(as_text(entry_id), fields[b"at"], fields[b"e"]))
+            self._events_at = f"({as_text(entry_id)}"
         report = self.auditor.report()
         if not report.ok:
             raise Mismatch(f"the auditor objects: {report.violations}")
-
-
-def _plain(text: str) -> Any:
-    """Text as data: JSON inside JSON is decoded too, because the order of an object's keys means nothing."""
-    if not text or text[0] not in "[{":
-        return text
-    try:
-        return _plain_tree(msgspec.json.decode(text))
-    except msgspec.DecodeError:
-        return text
-
-
-def _plain_tree(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain_tree(item) for item in value]
-    if isinstance(value, dict):
-        return {name: _plain_tree(item) for name, item in value.items()}
-    return _plain(value) if isinstance(value, str) else value
-
-
-def dump(client: Any, keys: QueueKeys) -> dict[str, Any]:
-    """Every key of the queue, decoded, with whether it expires; only the ids of stream entries are left out."""
-    found: dict[str, Any] = {}
-    for raw in sorted(client.scan_iter(f"tg:{{{keys.queue}}}:*", count=10_000)):
-        key, kind = _text(raw), _text(client.type(raw))
-        value: Any
-        if kind == "hash":
-            value = {name: _plain(text) for name, text in _hash(client.hgetall(key)).items()}
-        elif kind == "zset":
-            value = list(_scores(client.zrange(key, 0, -1, withscores=True)).items())
-        elif kind == "stream":
-            value = [
-                {_text(name): _plain(_text(text)) for name, text in fields.items()}
-                for _, fields in client.xrange(key)
-            ]
-        else:
-            value = _plain(_text(client.get(key)))
-        found[key] = (kind, client.ttl(raw) > 0, value)
-    return found

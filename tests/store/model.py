@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from gateway.matching import class_of
 from gateway.models import (
     PRIORITY_MAX,
     SEQUENCE_LIMIT,
+    TERMINAL_STATES,
     CancelStatus,
     ClaimReply,
     ClaimRequest,
@@ -17,10 +16,10 @@ from gateway.models import (
     Epoch,
     Grant,
     JobId,
-    JobSpec,
     JobState,
     LeaseRef,
     LeaseStatus,
+    ParentPolicy,
     ProgressKind,
     ProgressNote,
     RequeueStatus,
@@ -33,48 +32,13 @@ from gateway.models import (
     Verdict,
 )
 from gateway.store.calls import StoreLimits
+from tests.store.model_job import Child, Ended, ModelJob
+from tests.store.model_schedules import ScheduleModel
 
 #: Progress that counts against the poison-pill limit.
 BEST_STEP = 0.01
-WAITING = (JobState.PENDING, JobState.SCHEDULED)
-
-
-@dataclass(slots=True, kw_only=True)
-class ModelJob:
-    """One job, as the store must remember it."""
-
-    job_id: JobId
-    spec: JobSpec
-    class_id: ClassId
-    order: int
-    submitted_ms: int
-    enqueued_ms: int
-    idempotency_key: str
-    state: JobState
-    due_ms: int | None = None
-    lease_until_ms: int | None = None
-    forget_ms: int | None = None
-    died_ms: int | None = None
-    epoch: int = 0
-    attempts: int = 0
-    recoveries: int = 0
-    yields: int = 0
-    worker_id: str = ""
-    reference: str = ""
-    cancel: bool = False
-    progress: str = "0"
-    best: str = "0"
-    number: int = 0
-    ended_ms: int = 0
-    avoid_worker: str = ""
-    avoid_until_ms: int = 0
-    settled_epoch: int | None = None
-    settled_kind: str = ""
-    body: str | None = None
-
-    def under(self, lease: LeaseRef) -> bool:
-        """Whether this lease is the live one."""
-        return self.state is JobState.RUNNING and self.epoch == lease.epoch
+UNCLAIMED = (JobState.PENDING, JobState.SCHEDULED, JobState.WAITING)
+FAILED = (JobState.DEAD, JobState.CANCELLED)
 
 
 class StoreModel:
@@ -93,6 +57,14 @@ class StoreModel:
         self.memories: dict[str, tuple[str, list[LeaseRef]]] = {}
         #: Streams outlive their jobs' records.
         self.streams: dict[JobId, list[tuple[str, int, int, str, str]]] = {}
+        self.unique: dict[str, JobId] = {}
+        #: Until when the unique keys of ended jobs stay taken.
+        self.holds: dict[str, int] = {}
+        #: Ends of this call, and those that were put off.
+        self.ended: list[Ended] = []
+        self.untold: list[Ended] = []
+        self.told = 0
+        self.schedules = ScheduleModel(limits)
 
     @property
     def now_ms(self) -> int:
@@ -100,7 +72,11 @@ class StoreModel:
 
     def _of_class(self, class_id: str) -> list[ModelJob]:
         """Claimable jobs of one class, best first."""
-        waiting = (j for j in self.jobs.values() if j.state is JobState.PENDING and j.class_id == class_id)
+        waiting = (
+            job
+            for job in self.jobs.values()
+            if job.state is JobState.PENDING and job.class_id == class_id and not job.set_aside
+        )
         return sorted(waiting, key=lambda job: (job.order, job.job_id))
 
     # Submitting
@@ -111,21 +87,63 @@ class StoreModel:
         return [self._submit(item, first + i) for i, item in enumerate(submissions)]
 
     def _submit(self, item: Submission, sequence: int) -> SubmitVerdict:
+        if item.firing and not self.schedules.fires(item.firing, self.now_ms):
+            return SubmitVerdict(SubmitStatus.FENCED, item.job_id)
+        refused, parents = self._refusal(item)
+        verdict = refused or SubmitVerdict(SubmitStatus.ACCEPTED, item.job_id)
+        if refused is None:
+            self._accept(item, sequence, parents)
+        if item.firing and verdict.status in (SubmitStatus.ACCEPTED, SubmitStatus.DUPLICATE):
+            self.schedules.move_on(item.firing, verdict.job_id)
+        return verdict
+
+    def _refusal(self, item: Submission) -> tuple[SubmitVerdict | None, list[ModelJob]]:
+        """Why it is not accepted, if so; else the parents that it has to wait for."""
         if item.job_id in self.jobs:
-            return SubmitVerdict(SubmitStatus.DUPLICATE, item.job_id)
+            return SubmitVerdict(SubmitStatus.DUPLICATE, item.job_id), []
         if item.idempotency_key in self.keys:
-            return SubmitVerdict(SubmitStatus.DUPLICATE, self.keys[item.idempotency_key])
+            return SubmitVerdict(SubmitStatus.DUPLICATE, self.keys[item.idempotency_key]), []
+        if self._taken(item.unique_key):
+            return SubmitVerdict(SubmitStatus.DUPLICATE, self.unique[item.unique_key]), []
+        if self._deadline(item) and self._deadline(item) <= self.now_ms:
+            return SubmitVerdict(SubmitStatus.EXPIRED, item.job_id), []
+        parents = []
+        for name in map(JobId, item.spec.after):
+            parent = self.jobs.get(name)
+            if parent is None:
+                return SubmitVerdict(SubmitStatus.UNKNOWN_PARENT, name), []
+            if parent.state in FAILED and item.spec.on_parent_failure is ParentPolicy.CANCEL:
+                return SubmitVerdict(SubmitStatus.PARENT_FAILED, name), []
+            if parent.state not in TERMINAL_STATES:
+                if len(parent.family) >= self.limits.children_max:
+                    return SubmitVerdict(SubmitStatus.TOO_MANY_CHILDREN, name), []
+                parents.append(parent)
         unfinished = sum(job.forget_ms is None for job in self.jobs.values())
         if unfinished >= self.limits.unfinished_max:
-            return SubmitVerdict(SubmitStatus.FULL, item.job_id)
+            return SubmitVerdict(SubmitStatus.FULL, item.job_id), []
         class_id = class_of(item.spec.service, item.spec.requires, item.spec.tenant)[0].class_id
         if class_id not in self.classes and len(self.classes) >= self.limits.classes_max:
-            return SubmitVerdict(SubmitStatus.TOO_MANY_CLASSES, item.job_id)
+            return SubmitVerdict(SubmitStatus.TOO_MANY_CLASSES, item.job_id), []
+        return None, parents
+
+    def _taken(self, key: str) -> bool:
+        return key in self.unique and self.holds.get(key, self.now_ms + 1) > self.now_ms
+
+    def _deadline(self, item: Submission) -> int:
+        in_ms = round(item.expires_in_s * 1000)
+        return item.expires_at_ms or (self.now_ms + in_ms if in_ms else 0)
+
+    def _accept(self, item: Submission, sequence: int, parents: Sequence[ModelJob]) -> None:
+        class_id = class_of(item.spec.service, item.spec.requires, item.spec.tenant)[0].class_id
         self.classes[class_id] = None
         if item.idempotency_key:
             self.keys[item.idempotency_key] = item.job_id
-        delay_ms = round(item.delay_s * 1000)
-        self.jobs[item.job_id] = ModelJob(
+        if item.unique_key:
+            self.unique[item.unique_key] = item.job_id
+            self.holds.pop(item.unique_key, None)
+        due_ms = self.now_ms + round(item.delay_s * 1000)
+        later = JobState.SCHEDULED if due_ms > self.now_ms else JobState.PENDING
+        job = ModelJob(
             job_id=item.job_id,
             spec=item.spec,
             class_id=class_id,
@@ -133,10 +151,18 @@ class StoreModel:
             submitted_ms=self.now_ms,
             enqueued_ms=self.now_ms,
             idempotency_key=item.idempotency_key,
-            state=JobState.SCHEDULED if delay_ms else JobState.PENDING,
-            due_ms=self.now_ms + delay_ms if delay_ms else None,
+            state=JobState.WAITING if parents else later,
+            due_ms=due_ms if later is JobState.SCHEDULED and not parents else None,
+            not_before_ms=due_ms if parents else None,
+            expires_ms=self._deadline(item),
+            watched_ms=self._deadline(item) or None,
+            unique_key=item.unique_key,
+            unique_for_ms=round(item.unique_for_s * 1000),
+            parents=len(parents),
         )
-        return SubmitVerdict(SubmitStatus.ACCEPTED, item.job_id)
+        self.jobs[item.job_id] = job
+        for parent in parents:
+            parent.family.append(Child(job.job_id, job.order, item.spec.on_parent_failure))
 
     # Leases
 
@@ -158,12 +184,14 @@ class StoreModel:
 
     def _grant(self, request: ClaimRequest) -> list[ModelJob]:
         candidates = [job for class_id in request.class_ids for job in self._of_class(class_id)]
-        allowed = [
-            job
-            for job in sorted(candidates, key=lambda job: job.order)
-            if job.avoid_worker != request.worker_id or job.avoid_until_ms <= self.now_ms
-        ]
-        jobs = allowed[: request.count]
+        jobs: list[ModelJob] = []
+        for job in sorted(candidates, key=lambda job: job.order):
+            if len(jobs) == request.count:
+                break
+            if 0 < job.expires_ms <= self.now_ms:
+                job.set_aside = True
+            elif job.avoid_worker != request.worker_id or job.avoid_until_ms <= self.now_ms:
+                jobs.append(job)
         for job in jobs:
             job.state = JobState.RUNNING
             job.epoch = max(job.epoch + 1, self.now_us)
@@ -188,6 +216,7 @@ class StoreModel:
             submitted_ms=job.submitted_ms,
             enqueued_ms=job.enqueued_ms,
             claimed_ms=self.now_ms,
+            expires_ms=job.expires_ms,
         )
 
     def renew(self, leases: Sequence[LeaseRef]) -> list[LeaseStatus]:
@@ -235,7 +264,10 @@ class StoreModel:
     # Ending leases
 
     def settle(self, settlements: Sequence[Settlement]) -> list[tuple[Verdict, JobState | None]]:
-        return [self._settle(item) for item in settlements]
+        replies = [self._settle(item) for item in settlements]
+        self._tell_families()
+        self.told = 0
+        return replies
 
     def _settle(self, item: Settlement) -> tuple[Verdict, JobState | None]:
         job = self.jobs.get(item.job_id)
@@ -244,11 +276,11 @@ class StoreModel:
         first = job.settled_epoch != item.epoch
         late = job.state is JobState.PENDING and item.kind is SettlementKind.COMPLETED
         if job.epoch == item.epoch and first and (late or job.state is JobState.RUNNING):
+            if item.body:
+                job.body = item.body
             self._apply(job, item)
             job.lease_until_ms = None
             job.settled_epoch, job.settled_kind = item.epoch, item.kind.value
-            if item.body:
-                job.body = item.body
             return Verdict.ACCEPTED, job.state
         if not first and job.settled_kind == item.kind.value:
             return Verdict.DUPLICATE, job.state
@@ -275,6 +307,10 @@ class StoreModel:
 
     def _give_back(self, job: ModelJob, item: Settlement) -> None:
         delay_ms, avoid_ms = round(item.delay_s * 1000), round(item.avoid_s * 1000)
+        if 0 < job.expires_ms <= self.now_ms + delay_ms:
+            self._expire(job)
+            return
+        job.watched_ms = job.expires_ms or None
         if avoid_ms:
             job.avoid_worker = job.worker_id
             job.avoid_until_ms = self.now_ms + delay_ms + avoid_ms
@@ -285,33 +321,107 @@ class StoreModel:
 
     def _end(self, job: ModelJob, state: JobState, keep_s: float) -> None:
         job.state, job.ended_ms = state, self.now_ms
-        job.due_ms = job.lease_until_ms = None
+        job.due_ms = job.lease_until_ms = job.watched_ms = job.not_before_ms = None
+        job.set_aside = False
         job.forget_ms = self.now_ms + round(keep_s * 1000)
+        if job.unique_key and self.unique.get(job.unique_key) == job.job_id:
+            if job.unique_for_ms:
+                self.holds[job.unique_key] = self.now_ms + job.unique_for_ms
+            else:
+                del self.unique[job.unique_key]
+        if job.family:
+            self.ended.append(Ended(state, job.job_id, tuple(job.family)))
+            job.family.clear()
 
     def _bury(self, job: ModelJob) -> None:
         self._end(job, JobState.DEAD, self.limits.dead_retention_s)
         job.died_ms = self.now_ms
 
+    def _expire(self, job: ModelJob) -> None:
+        self._bury(job)
+        job.body = "expired"
+
+    # Families
+
+    def _tell_families(self) -> None:
+        """Tell the children of everything that ended in this call, as far as the bound allows."""
+        while self.ended:
+            end = self.ended.pop(0)
+            if self.told < self.limits.told_max:
+                self._tell(end)
+            else:
+                self.untold.append(end)
+
+    def _tell(self, end: Ended) -> None:
+        for child in end.family:
+            self.told += 1
+            job = self.jobs.get(child.job_id)
+            if job is None or job.state is not JobState.WAITING or job.order != child.order:
+                continue
+            if end.state is JobState.COMPLETED or child.policy is ParentPolicy.RELEASE:
+                job.parents -= 1
+                if not job.parents:
+                    job.state, job.due_ms = JobState.SCHEDULED, max(self.now_ms, job.not_before_ms or 0)
+                    job.not_before_ms = None
+            else:
+                self._end(job, JobState.CANCELLED, self.limits.retention_s)
+                job.body = "parent_failed"
+
     # Housekeeping and operators
 
     def sweep(self, class_ids: Sequence[str]) -> SweepReport:
         limit = self.limits.sweep_max
-        counts = dict.fromkeys(("recovered", "poisoned", "cancelled", "promoted", "removed", "skipped"), 0)
-        expired = self._first("lease_until_ms", self.now_ms - 1)
-        for job in expired:
+        counts = dict.fromkeys(("recovered", "poisoned", "cancelled", "promoted", "skipped", "expired"), 0)
+        lapsed = self._first("lease_until_ms", self.now_ms - 1)
+        for job in lapsed:
             counts[self._recover(job) if job.class_id in class_ids else "skipped"] += 1
+        late = self._first("watched_ms", self.now_ms)
+        for job in late:
+            if job.state is JobState.RUNNING:
+                job.watched_ms = None
+            elif job.state is JobState.PENDING and job.class_id not in class_ids:
+                counts["skipped"] += 1
+            else:
+                self._expire(job)
+                counts["expired"] += 1
+        families = 0
+        while families < limit and self.told < self.limits.told_max and self.untold:
+            families += 1
+            self._tell(self.untold.pop(0))
+        self._tell_families()
+        told, self.told = self.told, 0
         due = self._first("due_ms", self.now_ms)
         for job in due:
             if job.class_id in class_ids:
                 job.state, job.enqueued_ms, job.due_ms = JobState.PENDING, self.now_ms, None
+                job.watched_ms = job.expires_ms or None
             counts["promoted" if job.class_id in class_ids else "skipped"] += 1
+        free = self._free_keys()
+        removed = self._forget()
+        bounded = limit in (len(lapsed), len(late), families, len(due), free, removed)
+        return SweepReport(
+            **counts,
+            removed=removed,
+            told=told,
+            schedules_due=self.schedules.due(self.now_ms),
+            more=bounded or told >= self.limits.told_max,
+        )
+
+    def _free_keys(self) -> int:
+        """Unique keys whose time after their job's end is over are free."""
+        over = sorted((until, key) for key, until in self.holds.items() if until <= self.now_ms)
+        for _, key in over[: self.limits.sweep_max]:
+            del self.unique[key], self.holds[key]
+        return len(over[: self.limits.sweep_max])
+
+    def _forget(self) -> int:
+        """Old ended jobs are removed."""
         old = self._first("forget_ms", self.now_ms)
         for job in old:
             del self.jobs[job.job_id]
             if job.idempotency_key:
                 del self.keys[job.idempotency_key]
-        counts["removed"] = len(old)
-        return SweepReport(**counts, more=limit in (len(expired), len(due), len(old)))
+        return len(old)
 
     def _first(self, name: str, until_ms: int) -> list[ModelJob]:
         """The oldest jobs of one index up to a time, bounded."""
@@ -331,10 +441,14 @@ class StoreModel:
             job.body = "poison_pill"
             return "poisoned"
         job.state, job.enqueued_ms = JobState.PENDING, self.now_ms
+        job.watched_ms = job.expires_ms or None
         return "recovered"
 
     def cancel(self, jobs: Sequence[tuple[JobId, ClassId]]) -> list[CancelStatus]:
-        return [self._cancel(job_id, class_id) for job_id, class_id in jobs]
+        replies = [self._cancel(job_id, class_id) for job_id, class_id in jobs]
+        self._tell_families()
+        self.told = 0
+        return replies
 
     def _cancel(self, job_id: JobId, class_id: ClassId) -> CancelStatus:
         job = self.jobs.get(job_id)
@@ -343,7 +457,7 @@ class StoreModel:
         if job.state is JobState.RUNNING:
             job.cancel = True
             return CancelStatus.REQUESTED
-        if job.state in WAITING:
+        if job.state in UNCLAIMED:
             self._end(job, JobState.CANCELLED, self.limits.retention_s)
             return CancelStatus.CANCELLED
         return CancelStatus.ALREADY_ENDED
@@ -357,6 +471,12 @@ class StoreModel:
             return RequeueStatus.UNKNOWN
         if job.state is not JobState.DEAD:
             return RequeueStatus.NOT_DEAD
+        if job.unique_key:
+            if self._taken(job.unique_key) and self.unique[job.unique_key] != job_id:
+                return RequeueStatus.UNIQUE_TAKEN
+            self.unique[job.unique_key] = job_id
+            self.holds.pop(job.unique_key, None)
+        job.expires_ms = job.parents = 0
         job.state, job.enqueued_ms, job.ended_ms = JobState.PENDING, self.now_ms, 0
         job.attempts = job.recoveries = job.yields = 0
         job.reference, job.cancel, job.progress, job.best = "", False, "0", "0"
@@ -370,38 +490,3 @@ class StoreModel:
     def resume(self) -> bool:
         changed, self.paused = self.paused, False
         return changed
-
-    # Comparing
-
-    def snapshot(self) -> dict[str, Any]:
-        """Everything the store should hold, in the form of ``tests.store.bench.contents``."""
-        jobs = self.jobs.values()
-        return {
-            "jobs": {job.job_id: self._row(job) for job in jobs},
-            "specs": set(self.jobs),
-            "pending": {
-                class_id: [job.job_id for job in self._of_class(class_id)]
-                for class_id in self.classes
-                if self._of_class(class_id)
-            },
-            "leases": {j.job_id: j.lease_until_ms for j in jobs if j.lease_until_ms is not None},
-            "scheduled": {j.job_id: j.due_ms for j in jobs if j.due_ms is not None},
-            "finished": {j.job_id: j.forget_ms for j in jobs if j.forget_ms is not None},
-            "dead": {j.job_id: j.died_ms for j in jobs if j.died_ms is not None},
-            "results": {j.job_id: j.body for j in jobs if j.body is not None},
-            "idempotency": dict(self.keys),
-            "classes": set(self.classes),
-            "streams": dict(self.streams),
-        }
-
-    @staticmethod
-    def _row(job: ModelJob) -> list[str]:
-        """A record in the stored order."""
-        values = [
-            job.state.value, job.epoch, job.order, job.class_id, job.spec.max_attempts, job.attempts,
-            job.recoveries, job.yields, job.worker_id, job.reference, int(job.cancel), job.progress,
-            job.number, job.submitted_ms, job.enqueued_ms, job.ended_ms, job.avoid_worker,
-            job.avoid_until_ms, "" if job.settled_epoch is None else job.settled_epoch, job.settled_kind,
-            job.idempotency_key, job.best, 0, "", 0, 0, job.spec.tenant, job.spec.service,
-        ]  # fmt: skip
-        return [str(value) for value in values]

@@ -91,7 +91,7 @@ def test_an_index_entry_without_a_record_does_not_stop_the_sweeper(bench: Bench)
     client = bench.backends[0].client
     client.hdel(bench.keys.jobs, "a", "b")
     bench.advance(11_000_000)
-    assert _sweep(bench) == SweepReport(1, 0, 0, 0, 0, 2, False)
+    assert _sweep(bench) == SweepReport(1, 0, 0, 0, 0, 2, 0, 0, False, False)
     assert client.zcard(bench.keys.leases) == client.zcard(bench.keys.scheduled) == 0
 
 

@@ -12,7 +12,7 @@ import redis
 
 from gateway.models import JobId
 from gateway.registration import ServiceEntry
-from gateway.store import fleet_scripts, scripts
+from gateway.store import fleet_scripts, schedule_scripts, scripts
 from gateway.store.calls import ScriptCall
 from gateway.store.fleet_scripts import Registration
 from gateway.store.keys import QueueKeys
@@ -23,11 +23,14 @@ from tests.store.walk import Walk
 OPERATIONS = {
     *("submit", "claim", "renew", "attach", "progress", "settle", "sweep", "cancel", "requeue"),
     *("pause", "resume", "heartbeat", "inspect", "stats", "configure", "register", "discover"),
+    *("schedule_put", "schedule_remove", "schedule_pause", "schedule_resume", "schedule_skip"),
+    *("schedule_list", "schedule_due"),
 }
 #: Commands of ours whose only key (or channel) is their first argument.
 ONE_KEY = {
     *("GET", "SET", "HGET", "HSET", "HDEL", "HLEN", "HMGET", "HEXISTS", "HINCRBY", "HGETALL", "PEXPIRE"),
     *("ZADD", "ZREM", "ZRANGE", "ZRANGEBYSCORE", "ZPOPMIN", "ZCARD", "ZSCORE", "XADD", "PUBLISH"),
+    *("RPUSH", "LPOP"),
 }
 _LINE = re.compile(rb"\+[\d.]+ \[\d+ (\S+?)\] (.*)\r\n")
 _WORD = re.compile(rb'"((?:\\.|[^"\\])*)"')
@@ -91,6 +94,8 @@ def _work(backend: Shipped) -> QueueKeys:
     bench.resume()
     backend.run(scripts.stats_call(bench.keys, class_ids))
     backend.run(scripts.inspect_call(bench.keys, [JobId("j0"), JobId("j1")]))
+    backend.run(schedule_scripts.list_call(bench.keys))
+    backend.run(schedule_scripts.due_call(bench.keys))
     backend.run(scripts.heartbeat_call(bench.keys, LIMITS, [("w0", b"{}"), ("w1", b"")]))
     backend.run(fleet_scripts.configure_call(bench.keys, 0, {"a": "1", "b": ""}))
     backend.run(fleet_scripts.configure_call(bench.keys, 1, {"a": ""}))

@@ -14,18 +14,32 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from gateway.models import JobId, ProgressKind, ProgressNote, Settlement, SettlementKind, Submission
+from gateway.models import (
+    JobId,
+    ParentPolicy,
+    ProgressKind,
+    ProgressNote,
+    Settlement,
+    SettlementKind,
+    Submission,
+)
 from tests.store.bench import Backend, Bench
 from tests.store.walk import (
     CLASS_IDS,
+    DEADLINES_S,
     DELAYS_S,
     JOB_IDS,
+    PERIODS_S,
     PROGRESS_VALUES,
+    SCHEDULES,
     STEPS_US,
+    UNIQUE_KEY,
     WISHES,
+    Wants,
     claim_request,
     lease_ref,
     note,
+    schedule,
     settlement,
     submission,
 )
@@ -40,7 +54,19 @@ SUBMISSIONS = st.builds(
     st.sampled_from(["", "k0", "k1"]),
     st.sampled_from(DELAYS_S),
     st.integers(1, 3),
+    st.just(Wants())
+    | st.builds(
+        Wants,
+        expires_in_s=st.sampled_from([0.0, *DEADLINES_S]),
+        expires_at_s=st.sampled_from([0.0, 0.0, *DEADLINES_S]),
+        unique_key=st.sampled_from(["", UNIQUE_KEY]),
+        unique_for_s=st.sampled_from([0.0, 20.0]),
+        after=st.lists(st.integers(0, len(JOB_IDS) - 1), max_size=2, unique=True).map(tuple),
+        policy=st.sampled_from(ParentPolicy),
+    ),
 )
+NAMES = st.sampled_from(SCHEDULES)
+PERIODS = st.sampled_from(PERIODS_S)
 JOBS = st.lists(st.sampled_from(JOB_IDS), min_size=1, max_size=3, unique=True)
 WISH_LISTS = st.lists(st.integers(0, len(WISHES) - 1), min_size=1, unique=True)
 
@@ -153,6 +179,30 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(back=st.integers(0, 20))
     def replay(self, back: int) -> None:
         self.bench.replay(len(self.bench.history) - 1 - back)
+
+    @rule(name=st.integers(0, len(SCHEDULES) - 1), due_in_s=PERIODS, replace=st.booleans())
+    def put_schedule(self, name: int, due_in_s: float, replace: bool) -> None:
+        self.bench.put_schedule(schedule(name), due_in_s, replace=replace)
+
+    @rule(name=NAMES)
+    def remove_schedule(self, name: str) -> None:
+        self.bench.remove_schedules([name])
+
+    @rule(name=NAMES)
+    def pause_schedule(self, name: str) -> None:
+        self.bench.pause_schedules([name])
+
+    @rule(name=NAMES, due_in_s=PERIODS, stale=st.booleans())
+    def resume_schedule(self, name: str, due_in_s: float, stale: bool) -> None:
+        self.bench.resume_schedules([name], due_in_s, stale=stale)
+
+    @rule(name=NAMES, next_in_s=PERIODS)
+    def skip_instant(self, name: str, next_in_s: float) -> None:
+        self.bench.skip_instant(name, next_in_s)
+
+    @rule(name=NAMES, item=SUBMISSIONS, next_in_s=PERIODS, stale=st.booleans())
+    def fire(self, name: str, item: Submission, next_in_s: float, stale: bool) -> None:
+        self.bench.fire(name, item, next_in_s, stale=stale)
 
     @rule()
     def forget_claims(self) -> None:

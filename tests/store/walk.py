@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random as random_module
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from gateway.matching import class_of
 from gateway.models import (
@@ -11,6 +12,7 @@ from gateway.models import (
     JobId,
     JobSpec,
     LeaseRef,
+    ParentPolicy,
     ProgressKind,
     ProgressNote,
     Settlement,
@@ -18,7 +20,8 @@ from gateway.models import (
     Submission,
     WorkerId,
 )
-from tests.store.bench import Bench
+from gateway.schedules import Schedule
+from tests.store.bench import START_US, Bench
 
 #: One class more than the bench's limit allows.
 #: One service for two tenants, one tenant in two services.
@@ -34,10 +37,31 @@ WORKER_IDS = [WorkerId(f"w{i}") for i in range(3)]
 #: A tick, a moment, half a lease, just beyond a lease, the two retention times.
 STEPS_US = [1, 1_000, 5_000_000, 10_001_000, 60_000_000, 120_000_000]
 DELAYS_S = [0.0, 0.0, 2.0]
+DEADLINES_S = [1.0, 5.0, 15.0, 100.0]
+#: One only, so that jobs meet; with the mark that ends the time in a record.
+UNIQUE_KEY = "u:0"
+#: One more than the bench's limit allows.
+SCHEDULES = ["nightly", "hourly"]
+#: An instant is always later than those before.
+PERIODS_S = [0.001, 2.0]
 PROGRESS_VALUES = [0.0, 0.005, 0.3, 1.0]
 
 
-def submission(job: int, wish: int, priority: int, key: str, delay_s: float, max_attempts: int) -> Submission:
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What a plain job has none of; parents are numbers of jobs."""
+
+    expires_in_s: float = 0.0
+    expires_at_s: float = 0.0
+    unique_key: str = ""
+    unique_for_s: float = 0.0
+    after: tuple[int, ...] = ()
+    policy: ParentPolicy = ParentPolicy.CANCEL
+
+
+def submission(
+    job: int, wish: int, priority: int, key: str, delay_s: float, max_attempts: int, wants: Wants = Wants()
+) -> Submission:
     service, requires, tenant = WISHES[wish]
     spec = JobSpec(
         service=service,
@@ -46,8 +70,23 @@ def submission(job: int, wish: int, priority: int, key: str, delay_s: float, max
         priority=priority,
         max_attempts=max_attempts,
         payload={"n": job},
+        after=tuple(JOB_IDS[parent] for parent in wants.after),
+        on_parent_failure=wants.policy,
     )
-    return Submission(job_id=JOB_IDS[job], spec=spec, idempotency_key=key, delay_s=delay_s)
+    return Submission(
+        job_id=JOB_IDS[job],
+        spec=spec,
+        idempotency_key=key,
+        delay_s=delay_s,
+        expires_in_s=wants.expires_in_s,
+        expires_at_ms=START_US // 1000 + round(wants.expires_at_s * 1000) if wants.expires_at_s else 0,
+        unique_key=wants.unique_key,
+        unique_for_s=wants.unique_for_s,
+    )
+
+
+def schedule(name: int) -> Schedule:
+    return Schedule(name=SCHEDULES[name], cron="* * * * *", spec=JobSpec(service="image"))
 
 
 def claim_request(number: int, worker: int, count: int, wishes: list[int]) -> ClaimRequest:
@@ -90,26 +129,33 @@ def note(bench: Bench, lease: int, number: int, value: float, kind: ProgressKind
 
 
 class Walk:
-    """Drives one bench with operations drawn from a seeded source."""
+    """Drives one bench with operations drawn from a seeded source.
 
-    def __init__(self, bench: Bench, seed: int) -> None:
+    Args:
+        eager: more of the jobs have deadlines, unique keys and parents, less happens to leases.
+    """
+
+    def __init__(self, bench: Bench, seed: int, *, eager: bool = False) -> None:
         self.bench = bench
+        self.eager = eager
         self.random = random_module.Random(seed)
         self.requests = 0
         self._operations: list[tuple[Callable[[], None], int]] = [
             (self.submit, 8),
-            (self.claim, 8),
-            (self.renew, 3),
-            (self.attach, 2),
-            (self.progress, 3),
-            (self.settle, 7),
+            (self.claim, 9),
+            (self.renew, 1 if eager else 3),
+            (self.attach, 1 if eager else 3),
+            (self.progress, 1 if eager else 3),
+            (self.settle, 9),
             (self.sweep, 5),
             (self.cancel, 3),
-            (self.requeue, 2),
+            (self.requeue, 4 if eager else 2),
             (self.pause_or_resume, 1),
             (self.advance, 5),
             (self.replay, 6),
             (self.forget, 1),
+            (self.schedule, 4),
+            (self.fire, 3),
         ]
 
     def run(self, steps: int) -> None:
@@ -130,16 +176,67 @@ class Walk:
         self.bench.submit(
             [
                 submission(
-                    draw.randrange(len(JOB_IDS)),
+                    self._job(),
                     draw.randrange(len(WISHES)),
                     draw.choice([0, 50, 100]),
                     draw.choice(["", "", "k0", "k1"]),
                     draw.choice(DELAYS_S),
                     draw.randint(1, 3),
+                    self._wants(),
                 )
                 for _ in self._few()
             ]
         )
+
+    def _wants(self) -> Wants:
+        """Now and then a deadline, a unique key, parents: alone or together."""
+        draw = self.random
+        deadline_s = draw.choice(DEADLINES_S) if draw.random() < (0.4 if self.eager else 0.15) else 0.0
+        absolute = draw.random() < 0.3
+        unique = draw.random() < (0.6 if self.eager else 0.2)
+        parents = self._parents() if draw.random() < (0.7 if self.eager else 0.35) else ()
+        return Wants(
+            expires_in_s=0.0 if absolute else deadline_s,
+            expires_at_s=deadline_s if absolute else 0.0,
+            unique_key=UNIQUE_KEY if unique else "",
+            unique_for_s=draw.choice([0.0, 0.0, 20.0]) if unique else 0.0,
+            after=parents,
+            policy=draw.choice(list(ParentPolicy)),
+        )
+
+    def _parents(self) -> tuple[int, ...]:
+        """Mostly jobs that have not ended, the eldest first, so that one of them gets many children."""
+        draw, jobs = self.random, self.bench.model.jobs
+        unended = [JOB_IDS.index(job_id) for job_id, job in jobs.items() if job.forget_ms is None][:2]
+        if unended and draw.random() < 0.8:
+            return tuple(draw.sample(unended, draw.randint(1, len(unended))))
+        return tuple(draw.sample(range(len(JOB_IDS)), draw.randint(1, 2)))
+
+    def _job(self) -> int:
+        """A job's number, new to the store in half of the cases."""
+        new = [number for number, job_id in enumerate(JOB_IDS) if job_id not in self.bench.model.jobs]
+        return self.random.choice(new if new and self.random.random() < 0.5 else range(len(JOB_IDS)))
+
+    def schedule(self) -> None:
+        draw = self.random
+        name, other = draw.sample(range(len(SCHEDULES)), 2)
+        match draw.randrange(8):
+            case 0 | 1:
+                self.bench.put_schedule(schedule(name), draw.choice(PERIODS_S), replace=draw.random() < 0.7)
+            case 2:
+                self.bench.remove_schedules([SCHEDULES[name]])
+            case 3:
+                self.bench.pause_schedules([SCHEDULES[name], SCHEDULES[other]])
+            case 4 | 5 | 6:
+                stale = draw.random() < 0.2
+                self.bench.resume_schedules([SCHEDULES[name]], draw.choice(PERIODS_S), stale=stale)
+            case _:
+                self.bench.skip_instant(SCHEDULES[name], draw.choice(PERIODS_S))
+
+    def fire(self) -> None:
+        draw = self.random
+        job = submission(self._job(), 0, 50, "", 0.0, 1, self._wants())
+        self.bench.fire(draw.choice(SCHEDULES), job, draw.choice([2.0, 60.0]), stale=draw.random() < 0.2)
 
     def claim(self) -> None:
         draw = self.random
@@ -200,7 +297,11 @@ class Walk:
         self.bench.cancel(self.random.sample(JOB_IDS, self.random.randint(1, 2)))
 
     def requeue(self) -> None:
-        self.bench.requeue(self.random.sample(JOB_IDS, self.random.randint(1, 3)))
+        """Mostly dead letters, where there are any."""
+        jobs = self.bench.model.jobs
+        dead = [job_id for job_id in JOB_IDS if job_id in jobs and jobs[job_id].died_ms is not None]
+        among = dead if dead and self.random.random() < 0.6 else JOB_IDS
+        self.bench.requeue(self.random.sample(among, self.random.randint(1, min(3, len(among)))))
 
     def pause_or_resume(self) -> None:
         if self.bench.model.paused or self.random.random() < 0.5:
@@ -209,7 +310,8 @@ class Walk:
             self.bench.pause()
 
     def advance(self) -> None:
-        self.bench.advance(self.random.choices(STEPS_US, [2, 2, 4, 5, 1, 1])[0])
+        weights = [1, 1, 4, 4, 5, 2] if self.eager else [2, 2, 4, 5, 1, 1]
+        self.bench.advance(self.random.choices(STEPS_US, weights)[0])
 
     def replay(self) -> None:
         if self.bench.history:

@@ -17,6 +17,7 @@ from tests.telemetry.facts import HandClock, make_grant
 PUBLISHED = {
     *("attempt_faults_total", "breaker_state", "claim_latency_seconds", "claim_round_trip_seconds"),
     *("claims_total", "event_loop_lag_seconds", "job_duration_seconds", "jobs_running", "jobs_total"),
+    *("deadlines_missed_total", "schedule_firings_total"),
     *("lease_expiries_total", "poison_pills_total", "queue_depth", "queue_oldest_age_seconds"),
     "recoveries_total",
     *("service_health", "settlements_duplicate_total", "settlements_refused_total", "spool_size"),
@@ -49,7 +50,8 @@ def stats(pending: dict[str, int]) -> QueueStats:
 
 
 def report(*, recovered: int = 0, poisoned: int = 0, cancelled: int = 0) -> SweepReport:
-    return SweepReport(recovered, poisoned, cancelled, promoted=5, removed=5, skipped=0, more=False)
+    counts = {"promoted": 5, "removed": 5, "skipped": 0, "expired": 0, "told": 0}
+    return SweepReport(recovered, poisoned, cancelled, **counts, schedules_due=False, more=False)
 
 
 def settle(telemetry: Telemetry, clock: HandClock, settlement: Settlement, verdict: Verdict | None) -> None:
@@ -222,6 +224,7 @@ def test_classes_that_emptied_leave_the_page(telemetry: Telemetry) -> None:
     assert found == {
         'queue_depth{class="b",state="pending"}': 2,
         'queue_depth{class="",state="scheduled"}': 3,
+        'queue_depth{class="",state="waiting"}': 0,
         'queue_depth{class="",state="running"}': 2,
         'queue_depth{class="",state="finished"}': 9,
         'queue_depth{class="",state="dead"}': 1,

@@ -18,6 +18,8 @@ PURE_MODULES = (
     "gateway/matching",
     "gateway/breaker",
     "gateway/audit",
+    "gateway/audit_conditions",
+    "gateway/schedules",
     "gateway/models",
     "gateway/legacy",
     "gateway/rollout",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.store.calls import parts
 from tests.tidy import lua_rules as rules
 from tests.tidy.sources import PACKAGES, ROOT, files
 
@@ -79,13 +80,12 @@ def test_the_rule_spares(sample: str) -> None:
 def test_scripts_keep_the_rules(path: Path) -> None:
     """Every shipped script declares its keys, keeps its names local and says what it does."""
     name, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-    # What a leading underscore marks is put before each script of its directory when it is loaded.
-    if path.name.startswith("_"):
-        assert rules.script(name, text) == []
-        return
-    shared = "\n".join(part.read_text(encoding="utf-8") for part in sorted(path.parent.glob("_*.lua")))
+    # What a leading underscore marks is put before scripts of its directory when they are loaded.
+    before = [path.parent / f"{part}.lua" for part in parts(path.stem) if part != path.stem]
+    shared = "\n".join(part.read_text(encoding="utf-8") for part in before)
     assert rules.script(name, text, shared) == []
-    assert rules.head(name, text) == []
+    if not path.name.startswith("_"):
+        assert rules.head(name, text) == []
 
 
 def test_the_head_is_asked_for() -> None:

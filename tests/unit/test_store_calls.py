@@ -117,7 +117,8 @@ def test_priority_and_sequence_fit_into_an_exact_double() -> None:
 
 def test_terminal_states_are_those_without_a_way_on() -> None:
     """A view of an ended job says so."""
-    assert {JobState.PENDING, JobState.SCHEDULED, JobState.RUNNING} == set(JobState) - TERMINAL_STATES
+    open_states = {JobState.PENDING, JobState.SCHEDULED, JobState.WAITING, JobState.RUNNING}
+    assert open_states == set(JobState) - TERMINAL_STATES
 
 
 def test_a_submission_names_each_class_once() -> None:
@@ -128,9 +129,9 @@ def test_a_submission_names_each_class_once() -> None:
         for name, spec in zip("abc", (SPEC, other, SPEC), strict=True)
     ]
     call = scripts.submit_call(KEYS, LIMITS, items)
-    assert call.keys[9:] == [KEYS.pending("image"), KEYS.pending("text")]
-    assert call.args[3] == 3
-    rows = [call.args[4 + 11 * i : 15 + 11 * i] for i in range(3)]
+    assert call.keys[16:] == [KEYS.pending("image"), KEYS.pending("text")]
+    assert call.args[4] == 3
+    rows = [call.args[5 + 12 * i : 17 + 12 * i] for i in range(3)]
     assert [(row[0], row[2]) for row in rows] == [("a", 1), ("b", 2), ("c", 1)]
     assert [row[5] for row in rows] == [30 * SEQUENCE_LIMIT, 100 * SEQUENCE_LIMIT, 30 * SEQUENCE_LIMIT]
     assert rows[0][1] == scripts.encode_spec(SPEC)
@@ -154,7 +155,7 @@ def test_claims_of_several_workers_share_the_class_list() -> None:
 def test_a_claim_reply_is_cut_at_its_requests() -> None:
     """Grants follow their own request's count."""
     spec = scripts.encode_spec(SPEC)
-    grant = [b"a", spec, b"1700000000123457", b"image", b"1", b"2", b"ref", b"1", b"10", b"20"]
+    grant = [b"a", spec, b"1700000000123457", b"image", b"1", b"2", b"ref", b"1", b"10", b"20", b"0"]
     first, second, third = scripts.claim_reply([b"5", b"0", b"30", b"0", b"1", *grant, b"0"], 3)
     assert (first.grants, third.grants) == ((), ())
     assert (second.class_count, second.paused) == (5, False)
@@ -167,12 +168,13 @@ def test_replies_become_models() -> None:
     """Every short reply has one form."""
     assert scripts.submit_reply([b"duplicate", b"x"]) == [SubmitVerdict(SubmitStatus.DUPLICATE, JobId("x"))]
     assert scripts.renew_reply([b"held", b"lost"]) == [LeaseStatus.HELD, LeaseStatus.LOST]
-    assert scripts.settle_reply([b"accepted", b"dead", b"stale", b""]) == [
+    assert scripts.settle_unblocked([b"accepted", b"completed", b"2"]) == 2
+    assert scripts.settle_reply([b"accepted", b"dead", b"stale", b"", b"0"]) == [
         (Verdict.ACCEPTED, JobState.DEAD),
         (Verdict.STALE, None),
     ]
-    assert scripts.sweep_reply([b"1", b"2", b"3", b"4", b"5", b"6", b"1"]) == SweepReport(
-        1, 2, 3, 4, 5, 6, True
+    assert scripts.sweep_reply([b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"1", b"0"]) == SweepReport(
+        1, 2, 3, 4, 5, 6, 7, 8, True, False
     )
     assert scripts.inspect_reply([b""] * 10, ["a", "b"]) == [None, None]
 

@@ -4,7 +4,7 @@
 -- ARGV: lease_ms events_max request_count class_count, class ids…, then per request:
 --       request_id worker count slots n, n positions among the classes
 -- Returns: classes known, paused (0/1), now_ms, then per request: number of grants, and per grant
---       id spec epoch class attempts recoveries reference cancel submitted_ms enqueued_ms
+--       id spec epoch class attempts recoveries reference cancel submitted_ms enqueued_ms expires_ms
 local jobs_key, specs_key, leases_key = KEYS[1], KEYS[2], KEYS[3]
 local meta_key, events_key, classes_key = KEYS[4], KEYS[5], KEYS[6]
 local lease_ms, request_count, class_count = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -17,7 +17,7 @@ local events = {}
 local function append_grant(id, spec, record)
   for _, value in ipairs({
     id, spec, record[EPOCH], record[CLASS], record[ATTEMPTS], record[RECOVERIES], record[REFERENCE],
-    record[CANCEL], record[SUBMITTED], record[ENQUEUED]
+    record[CANCEL], record[SUBMITTED], record[ENQUEUED], record[EXPIRES]
   }) do
     reply[#reply + 1] = value
   end
@@ -104,6 +104,8 @@ local function claim(memory_position, request_id, worker, wanted, slots, first, 
       local id, record = ids[i], raws[i] and cjson.decode(raws[i])
       if not record or record[STATE] ~= 'pending' then
         -- an id without a waiting job (keys changed by hand) simply leaves the queue
+      elseif record[EXPIRES] ~= '0' and tonumber(record[EXPIRES]) <= now_ms then
+        -- so does a job whose deadline has passed: the next sweep ends it
       elseif record[AVOID_WORKER] == worker and tonumber(record[AVOID_UNTIL]) > now_ms then
         avoided[#avoided + 1] = id
         avoided[#avoided + 1] = record
