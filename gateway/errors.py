@@ -113,6 +113,19 @@ class TooManyClasses(GatewayError):
         self.classes_max = classes_max
 
 
+class TooManyChildren(GatewayError):
+    """As many jobs wait for this parent as may; nothing was stored."""
+
+    exit_code = 4
+
+    def __init__(self, parent: str, children_max: int) -> None:
+        super().__init__(
+            f"{children_max} jobs wait for {parent!r} already; wait for one job between them instead"
+        )
+        self.parent = parent
+        self.children_max = children_max
+
+
 class JobNotFound(GatewayError):
     """No such job, or its retention ended."""
 
@@ -164,6 +177,16 @@ class ConnectorError(GatewayError):
     """The connector registry refuses: unknown or duplicate key, broken naming."""
 
     exit_code = 2
+
+
+class ScheduleNotFound(GatewayError):
+    """No such schedule."""
+
+    exit_code = 3
+
+    def __init__(self, name: str, queue: str) -> None:
+        super().__init__(f"no schedule {name!r} in queue {queue!r}")
+        self.name = name
 
 
 class InvalidSchedule(GatewayError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from gateway.events import Event
 from gateway.lifecycle import BIRTHS, EventType
 from gateway.matching import unmet
-from gateway.models import JobId, JobState, JobView
+from gateway.models import TERMINAL_STATES, JobId, JobState, JobView, ParentPolicy
 
 _decode = msgspec.json.Decoder().decode
 
@@ -207,6 +207,7 @@ def explain(
     paused: bool,
     ahead: int | None,
     worker_ttl_s: float,
+    parents: Mapping[str, JobState | None] | None = None,
 ) -> Explanation:
     """Put together why a job is where it is.
 
@@ -218,6 +219,7 @@ def explain(
         paused: whether the queue grants no claims.
         ahead: jobs of its class in front of it, None when it is not pending.
         worker_ttl_s: silence after which a worker is taken for gone, seconds.
+        parents: jobs that it was to wait for, each with its state; None for one that the store knows no more.
     """
     fits = tuple(fit(view, worker, now_ms=now_ms, worker_ttl_s=worker_ttl_s) for worker in workers)
     return Explanation(
@@ -229,7 +231,10 @@ def explain(
         attempts=view.attempts,
         max_attempts=view.spec.max_attempts,
         ahead=ahead,
-        summary=tuple(_summary(view, fits, now_ms=now_ms, paused=paused, ahead=ahead)),
+        summary=(
+            *_summary(view, fits, now_ms=now_ms, paused=paused, ahead=ahead, parents=parents or {}),
+            *_deadline(view, now_ms),
+        ),
         workers=fits,
         story=tell(events),
         story_complete=bool(events) and events[0].type in BIRTHS,
@@ -238,9 +243,17 @@ def explain(
 
 
 def _summary(
-    view: JobView, fits: Sequence[WorkerFit], *, now_ms: int, paused: bool, ahead: int | None
+    view: JobView,
+    fits: Sequence[WorkerFit],
+    *,
+    now_ms: int,
+    paused: bool,
+    ahead: int | None,
+    parents: Mapping[str, JobState | None],
 ) -> list[str]:
     match view.state:
+        case JobState.WAITING:
+            return _why_waiting(view, parents) + _nobody(view, fits)
         case JobState.PENDING:
             return _why_pending(view, fits, paused=paused, ahead=ahead)
         case JobState.SCHEDULED:
@@ -265,8 +278,36 @@ def _summary(
                 f"It failed for good: {error_text(view)}.",
                 f"`gateway dead requeue {view.job_id}` gives it a new life.",
             ]
+        case JobState.CANCELLED if view.error:
+            return [f"It was cancelled: {error_text(view)}."]
         case _:
             return [f"It ended: {view.state.value}."]
+
+
+def _why_waiting(view: JobView, parents: Mapping[str, JobState | None]) -> list[str]:
+    """Which parents have not ended, and what their failure would mean."""
+    open_ones = [
+        f"{job_id} ({state.value})"
+        for job_id, state in parents.items()
+        if state is not None and state not in TERMINAL_STATES
+    ]
+    shown = ", ".join(open_ones[:5]) + (f" and {len(open_ones) - 5} more" if len(open_ones) > 5 else "")
+    lines = [f"It waits for {view.parents_left} of its {len(view.spec.after)} parent(s): {shown}."]
+    if not open_ones:
+        lines = ["Its parents have ended: the next sweep tells it (a gateway must run for that)."]
+    if view.spec.on_parent_failure is ParentPolicy.RELEASE:
+        return [*lines, "A parent that ends dead or cancelled counts as done."]
+    return [*lines, "A parent that ends dead or cancelled cancels it."]
+
+
+def _deadline(view: JobView, now_ms: int) -> list[str]:
+    """How much time its deadline leaves, for a job that has not ended."""
+    if not view.expires_ms or view.terminal:
+        return []
+    left_s = (view.expires_ms - now_ms) / 1000
+    if left_s <= 0:
+        return ["Its deadline has passed: it is not claimed any more, and the next sweep ends it."]
+    return [f"Its deadline is in {left_s:.1f} s: not done by then, it ends dead as expired."]
 
 
 def error_text(view: JobView) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import checks, config, jobs, legacy, queue, service
+from gateway.cli import checks, config, jobs, legacy, queue, schedules, service
 from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain
 from gateway.errors import GatewayError
 
@@ -19,8 +19,9 @@ Exit codes:
   1    failed: a job that was waited for ended dead or cancelled, a check found
        something bad, another part of the request failed
   2    wrong usage, bad input or configuration; nothing was stored
-  3    no such job
-  4    the queue is full, or has too many different requirements
+  3    no such job, or no such schedule
+  4    the queue is full, has too many different requirements, or too many jobs
+       wait for one parent
   5    a job did not end within the time to wait
   6    Redis cannot be reached or refuses, or did not confirm a durable submit
   130  interrupted (Ctrl-C)
@@ -52,6 +53,7 @@ app = typer.Typer(
 service.register(app)
 jobs.register(app)
 queue.register(app)
+schedules.register(app)
 checks.register(app)
 config.register(app)
 legacy.register(app)

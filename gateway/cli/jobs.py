@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gateway.cli import submit_options as options
 from gateway.cli.common import Common, command, parse_json, read_payload
 from gateway.cli.output import age, clock, console, remark, write_json, write_line, write_table
 from gateway.errors import InvalidSubmission
@@ -39,22 +40,24 @@ def submit(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="Read the payload from a file; - is standard input.")
     ] = None,
-    requires: Annotated[
-        str | None, typer.Option(help="What a worker must offer, as a JSON object of predicates.")
-    ] = None,
-    priority: Annotated[int, typer.Option(help="0 (last) to 100 (first).")] = 50,
-    max_attempts: Annotated[int, typer.Option(help="Charged tries before the dead letter.")] = 3,
-    timeout_s: Annotated[float, typer.Option(help="Longest run of one attempt, seconds.")] = 1800.0,
+    requires: options.Requires = None,
+    priority: options.Priority = 50,
+    max_attempts: options.MaxAttempts = 3,
+    timeout_s: options.TimeoutS = 1800.0,
     delay_s: Annotated[float, typer.Option(help="Seconds before the job may be claimed.")] = 0.0,
     idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job.")] = None,
     job_id: Annotated[str | None, typer.Option(help="Chosen id instead of a fresh one.")] = None,
-    tenant: Annotated[str, typer.Option(help="Whose job it is, for fair shares and limits.")] = "",
+    tenant: options.Tenant = "",
+    expires_in: options.ExpiresIn = None,
+    expires_at: options.ExpiresAt = None,
+    unique: options.Unique = None,
+    unique_for: options.UniqueFor = 0.0,
+    after: options.After = None,
+    on_parent_failure: options.OnParentFailure = "cancel",
     durable: Annotated[
         bool, typer.Option("--durable", help="Wait until Redis confirms that the job survives its crash.")
     ] = False,
-    allow_unknown_service: Annotated[
-        bool, typer.Option("--allow-unknown-service", help="Also accept a service that nobody serves yet.")
-    ] = False,
+    allow_unknown_service: options.AnyService = False,
     count: Annotated[int, typer.Option(help="Submit this many equal jobs.")] = 1,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end and show the result.")] = False,
     wait_timeout_s: Annotated[
@@ -68,18 +71,23 @@ def submit(
       gateway submit simulation '{"steps": 4}'
       gateway submit comfyui --file workflow.json --priority 80 --tenant acme --wait
       echo '{"prompt": "a cat"}' | gateway submit a1111 - --json
-      gateway submit comfyui --requires '{"vram_gb": {">=": 24}}' -f workflow.json
+      gateway submit comfyui --requires '{"vram_gb": {">=": 24}}' -f workflow.json --expires-in 600
+      gateway submit a1111 -f upscale.json --after 01a20a1a-8d87-7d01-820d-1bf8b3a6683b --unique cover
     """
     if count < 1:
         raise InvalidSubmission(f"--count {count}: at least 1")
-    if count > 1 and (job_id is not None or idempotency_key is not None):
-        raise InvalidSubmission("--count: equal jobs cannot share one --job-id or --idempotency-key")
+    if count > 1 and any(one is not None for one in (job_id, idempotency_key, unique)):
+        raise InvalidSubmission(
+            "--count: equal jobs cannot share one --job-id, --idempotency-key or --unique"
+        )
     content = read_payload(payload, file)
     wanted = None if requires is None else parse_json(requires, "option --requires")
     from gateway.client import JobRequest
 
+    expires_at_s = options.parse_moment(expires_at, "option --expires-at")
     request = JobRequest(
-        service, content, wanted, priority, max_attempts, timeout_s, delay_s, idempotency_key, job_id, tenant
+        *(service, content, wanted, priority, max_attempts, timeout_s, delay_s, idempotency_key, job_id),
+        *(tenant, expires_in, expires_at_s, unique, unique_for, after or (), on_parent_failure),
     )
     with common.client() as client:
         handles = _put(client, request, count, durable=durable, allow_unknown_service=allow_unknown_service)
@@ -110,7 +118,7 @@ def _put(
 def _announce(handle: JobHandle) -> None:
     write_line(handle.job_id)
     if handle.deduplicated:
-        remark("an earlier job with the same id or idempotency key took its place")
+        remark("an earlier job with the same id or key took its place")
 
 
 def _await_all(client: Client, handles: list[JobHandle], timeout_s: float, *, as_json: bool) -> int:
@@ -177,10 +185,11 @@ def _queue_status(client: Client, *, as_json: bool) -> int:
         write_json({**counts, "workers": workers})
         return 0
     ended = stats.finished - stats.dead
-    columns = ("pending", "scheduled", "running", "completed or cancelled", "dead", "oldest waits")
+    columns = ("pending", "scheduled", "waiting", "running", "completed or cancelled", "dead", "oldest waits")
     row = (
         stats.pending_total,
         stats.scheduled,
+        stats.waiting,
         stats.running,
         ended,
         stats.dead,
@@ -226,6 +235,9 @@ def _show_job(view: JobView) -> None:
         ("reference", view.reference),
         ("progress", f"{view.progress:.0%}" if view.progress else ""),
         ("due", clock(view.due_ms) if view.due_ms else ""),
+        ("deadline", clock(view.expires_ms) if view.expires_ms else ""),
+        ("unique key", view.unique_key),
+        ("after", ", ".join(view.spec.after)),
         ("ended", clock(view.ended_ms) if view.ended_ms else ""),
         ("error", msgspec.json.encode(view.error).decode() if view.error else ""),
         ("result", msgspec.json.encode(view.result).decode() if view.result is not None else ""),

@@ -59,10 +59,11 @@ def dead_requeue(
     jobs: Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All present dead letters.")] = False,
 ) -> int:
-    """Give dead letters a new life, with all their attempts.
+    """Give dead letters a new life, with all their attempts, without deadline and parents.
 
     \b
-    Exit code 3 when a job is unknown, 1 when one is not dead.
+    Exit code 3 when a job is unknown, 1 when one is not dead or another job has
+    its unique key.
     \b
     Examples:
       gateway dead requeue 01a20a1a-8d87-7d01-820d-1bf8b3a6683b
@@ -82,7 +83,7 @@ def dead_requeue(
     statuses = {status.value for _, status in found}
     if "unknown" in statuses:
         return EXIT_NOT_FOUND
-    return EXIT_NOT_DEAD if "not_dead" in statuses and not every else 0
+    return EXIT_NOT_DEAD if statuses & {"not_dead", "unique_taken"} and not every else 0
 
 
 def pause(common: Common) -> int:

@@ -20,6 +20,7 @@ from gateway.client.durability import ServerFacts
 from gateway.client.fleet import AsyncFleetVerbs
 from gateway.client.repeating import Repeater
 from gateway.client.requests import BatchResult, JobHandle, JobRequest
+from gateway.client.schedules import AsyncScheduleVerbs
 from gateway.client.waiting import Tail
 from gateway.errors import StoreRejected, StoreUnavailable, WaitTimeout
 from gateway.events import Event
@@ -32,6 +33,7 @@ from gateway.models import (
     ClassId,
     JobClass,
     JobView,
+    ParentPolicy,
     QueueStats,
     RequeueStatus,
 )
@@ -148,7 +150,7 @@ class _Reader:
             return await link.script(call, timeout_s=timeout_s)
 
 
-class AsyncClient(AsyncFleetVerbs):
+class AsyncClient(AsyncFleetVerbs, AsyncScheduleVerbs):
     """A producer's and operator's view of one queue, under trio and asyncio alike. Use it in ``async with``; its
     methods may be called from many tasks at once, and every one may be cancelled.
 
@@ -276,22 +278,30 @@ class AsyncClient(AsyncFleetVerbs):
         idempotency_key: str | None = None,
         job_id: str | None = None,
         tenant: str = "",
+        expires_in_s: float | None = None,
+        expires_at_s: float | None = None,
+        unique_key: str | None = None,
+        unique_for_s: float = 0.0,
+        after: Sequence[str] = (),
+        on_parent_failure: str = ParentPolicy.CANCEL.value,
         durable: bool = False,
         durable_timeout_s: float = DURABLE_TIMEOUT_S,
         allow_unknown_service: bool = False,
     ) -> JobHandle:
         """Submit one job; arguments and errors as of ``Client.submit``."""
         request = JobRequest(
-            service,
-            payload,
-            requires,
-            priority,
-            max_attempts,
-            timeout_s,
-            delay_s,
-            idempotency_key,
-            job_id,
-            tenant,
+            *(
+                service,
+                payload,
+                requires,
+                priority,
+                max_attempts,
+                timeout_s,
+                delay_s,
+                idempotency_key,
+                job_id,
+            ),
+            *(tenant, expires_in_s, expires_at_s, unique_key, unique_for_s, after, on_parent_failure),
         )
         return await self.core.submit(
             request,

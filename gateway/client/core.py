@@ -143,8 +143,8 @@ class ClientCore:
         self._work = work
         self._exclusive = exclusive
         self._pace = pace
-        self._wall_ms = wall_ms
-        self._random = random
+        self.wall_ms = wall_ms
+        self.random = random
         self._timeout_s = timeout_s
         self._known_services: set[str] = set()
 
@@ -175,7 +175,7 @@ class ClientCore:
         with submit_span(self.keys.queue, len(wanted)) as traceparent:
             submissions = self._build(wanted, traceparent, single=single)
             if not allow_unknown_service:
-                await self._check_services({item.spec.service for item in submissions})
+                await self.check_services({item.spec.service for item in submissions})
             if not durable:
                 return await self._send(self.ops, wanted, submissions, single=single)
             return await self._durably(
@@ -190,8 +190,8 @@ class ClientCore:
                 submission = build_submission(
                     request,
                     self.limits,
-                    random=self._random,
-                    now_ms=self._wall_ms(),
+                    random=self.random,
+                    now_ms=self.wall_ms(),
                     traceparent=traceparent,
                 )
             except InvalidSubmission as error:
@@ -234,7 +234,7 @@ class ClientCore:
         """
         first: BatchResult | None = None
         async with self._exclusive() as link:
-            runner = Repeater(link, self._pace, self._random, self._timeout_s)
+            runner = Repeater(link, self._pace, self.random, self._timeout_s)
             operations = QueueOperations(runner, self.keys, self.limits)
             facts = await server_facts(runner)
             for _ in range(DURABLE_TRIES_MAX):
@@ -254,7 +254,7 @@ class ClientCore:
         lost = f"the job is stored, but the connection to Redis broke {DURABLE_TRIES_MAX} times before the confirmation"
         raise DurabilityUnconfirmed(_with_ids(lost, first))
 
-    async def _check_services(self, services: set[str]) -> None:
+    async def check_services(self, services: set[str]) -> None:
         """Refuse services that nobody serves. Live workers are asked first, because listing the installed connectors
         imports all of them; a service once known stays known to this client.
         """
@@ -386,6 +386,13 @@ class ClientCore:
         if view.state is JobState.PENDING:
             rank = await self._work.command(b"ZRANK", self.keys.pending(view.class_id), view.job_id)
             ahead = None if rank is None else int(rank)
+        parents: dict[str, JobState | None] = {}
+        if view.state is JobState.WAITING:
+            found = await self.ops.inspect(view.spec.after)
+            parents = {
+                name: None if one is None else one.state
+                for name, one in zip(view.spec.after, found, strict=True)
+            }
         return explain(
             view,
             await self.workers(),
@@ -394,6 +401,7 @@ class ClientCore:
             paused=stats.paused,
             ahead=ahead,
             worker_ttl_s=self.limits.worker_ttl_s,
+            parents=parents,
         )
 
     async def events_complete(self) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from gateway.client.blocking import finish
 from gateway.client.requests import SubmitOutcome, build_submission
 from gateway.client.sync_link import SyncLink
-from gateway.client.synchronous import Client, finish
+from gateway.client.synchronous import Client
 from gateway.errors import InvalidSubmission
 from gateway.legacy import LegacyFate, LegacyJob, LegacyRules, translate
 from gateway.models import SubmitStatus

@@ -10,7 +10,14 @@ from typing import Any
 
 import msgspec
 
-from gateway.errors import GatewayError, InvalidSubmission, QueueFull, StoreUnavailable, TooManyClasses
+from gateway.errors import (
+    GatewayError,
+    InvalidSubmission,
+    QueueFull,
+    StoreUnavailable,
+    TooManyChildren,
+    TooManyClasses,
+)
 from gateway.matching import validate_requires
 from gateway.models import (
     MAX_ATTEMPTS_DEFAULT,
@@ -20,6 +27,7 @@ from gateway.models import (
     TIMEOUT_S_DEFAULT,
     JobId,
     JobSpec,
+    ParentPolicy,
     Submission,
     SubmitStatus,
     SubmitVerdict,
@@ -32,7 +40,16 @@ PAYLOAD_DEPTH_MAX = 100
 ATTEMPTS_MAX = 1000
 #: A year: longer delays and time-outs are taken for a mistake in the unit.
 SECONDS_MAX = 365 * 24 * 3600.0
-IDEMPOTENCY_KEY_CHARS_MAX = 512
+KEY_CHARS_MAX = 512
+#: The year 9999: later deadlines are taken for milliseconds.
+EPOCH_S_MAX = 253_402_300_799.0
+_REFUSALS = {
+    SubmitStatus.EXPIRED: "the deadline has passed already: nothing was stored",
+    SubmitStatus.UNKNOWN_PARENT: "after: no job {id!r} in this queue (unknown, or its retention ended)",
+    SubmitStatus.PARENT_FAILED: "after: job {id!r} has ended dead or cancelled; on_parent_failure release would run "
+    "this one all the same",
+    SubmitStatus.FENCED: "another gateway fired this instant",
+}
 
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
@@ -53,6 +70,12 @@ class JobRequest(msgspec.Struct, frozen=True):
         idempotency_key: same key, same job, as long as that job is kept; None for none.
         job_id: chosen id; None for a fresh one. 1 to 128 letters, digits, ``_ . : -``.
         tenant: whose job it is, 1 to 64 letters, digits, ``_ . : @ -``; empty for nobody's in particular.
+        expires_in_s: deadline, seconds after the submission by the clock of Redis; None for none.
+        expires_at_s: deadline, seconds since the epoch; None for none.
+        unique_key: one unfinished job at a time has it; a second submit gets that job's id. None for none.
+        unique_for_s: how long the key stays taken after the job has ended, seconds.
+        after: ids of jobs that must have completed before; they are submitted already, or earlier in the same batch.
+        on_parent_failure: ``cancel`` this job, or ``release`` it, when one of them ends dead or cancelled.
     """
 
     service: str
@@ -65,17 +88,25 @@ class JobRequest(msgspec.Struct, frozen=True):
     idempotency_key: str | None = None
     job_id: str | None = None
     tenant: str = ""
+    expires_in_s: float | None = None
+    expires_at_s: float | None = None
+    unique_key: str | None = None
+    unique_for_s: float = 0.0
+    after: Sequence[str] = ()
+    on_parent_failure: str = ParentPolicy.CANCEL.value
 
 
 class JobHandle(msgspec.Struct, frozen=True):
-    """An accepted job; ``deduplicated`` when an earlier job (same id or idempotency key) took its place."""
+    """An accepted job; ``deduplicated`` when an earlier job (same id or key) took its place."""
 
     job_id: JobId
     deduplicated: bool
 
 
 class SubmitOutcome(msgspec.Struct, frozen=True):
-    """What became of one request of a batch, in the order of the requests."""
+    """What became of one request of a batch, in the order of the requests; ``job_id`` is the parent's where a parent
+    is the reason of a refusal.
+    """
 
     request: JobRequest
     status: SubmitStatus
@@ -272,11 +303,10 @@ def build_submission(
     _check_whole("max_attempts", request.max_attempts, 1, ATTEMPTS_MAX)
     _check_seconds("timeout_s", request.timeout_s, zero_allowed=False)
     _check_seconds("delay_s", request.delay_s, zero_allowed=True)
-    key: Any = request.idempotency_key
-    if key is not None and not (isinstance(key, str) and 0 < len(key) <= IDEMPOTENCY_KEY_CHARS_MAX):
-        raise InvalidSubmission(
-            f"idempotency_key must be 1 to {IDEMPOTENCY_KEY_CHARS_MAX} characters of text"
-        )
+    _check_key("idempotency_key", request.idempotency_key)
+    _check_key("unique_key", request.unique_key)
+    job_id = new_job_id(random, now_ms) if request.job_id is None else check_job_id(request.job_id)
+    expires_at_ms = _check_conditions(request)
     spec = JobSpec(
         service=service,
         payload=request.payload,
@@ -286,10 +316,70 @@ def build_submission(
         timeout_s=float(request.timeout_s),
         traceparent=traceparent,
         tenant=check_tenant(request.tenant),
+        after=_check_parents(request, job_id, limits),
+        on_parent_failure=_check_policy(request.on_parent_failure),
     )
-    _check_size(spec, key or "", limits)
-    job_id = new_job_id(random, now_ms) if request.job_id is None else check_job_id(request.job_id)
-    return Submission(job_id=job_id, spec=spec, idempotency_key=key or "", delay_s=float(request.delay_s))
+    _check_size(spec, (request.idempotency_key or "") + (request.unique_key or ""), limits)
+    return Submission(
+        job_id=job_id,
+        spec=spec,
+        idempotency_key=request.idempotency_key or "",
+        delay_s=float(request.delay_s),
+        expires_at_ms=expires_at_ms,
+        expires_in_s=float(request.expires_in_s or 0.0),
+        unique_key=request.unique_key or "",
+        unique_for_s=float(request.unique_for_s),
+    )
+
+
+def _check_key(name: str, key: Any) -> None:
+    if key is not None and not (isinstance(key, str) and 0 < len(key) <= KEY_CHARS_MAX):
+        raise InvalidSubmission(f"{name} must be 1 to {KEY_CHARS_MAX} characters of text")
+
+
+def _check_conditions(request: JobRequest) -> int:
+    """Check deadline and unique key; returns an absolute deadline in milliseconds, 0 for none."""
+    in_s, at_s = request.expires_in_s, request.expires_at_s
+    if in_s is not None and at_s is not None:
+        raise InvalidSubmission("expires_in_s and expires_at_s: give one of them")
+    if in_s is not None:
+        _check_seconds("expires_in_s", in_s, zero_allowed=False)
+        if request.delay_s >= in_s:
+            raise InvalidSubmission(
+                f"delay_s {request.delay_s:g} leaves no time before expires_in_s {in_s:g}"
+            )
+    _check_seconds("unique_for_s", request.unique_for_s, zero_allowed=True)
+    if request.unique_for_s and request.unique_key is None:
+        raise InvalidSubmission("unique_for_s says how long a unique_key is held: give unique_key too")
+    if at_s is None:
+        return 0
+    moment: Any = at_s  # callers need not be typed
+    number = isinstance(moment, int | float) and not isinstance(moment, bool)
+    if not number or not 0 < moment <= EPOCH_S_MAX:
+        raise InvalidSubmission(f"expires_at_s must be seconds since the epoch, not {moment!r}")
+    return max(round(float(moment) * 1000), 1)
+
+
+def _check_parents(request: JobRequest, job_id: JobId, limits: StoreLimits) -> tuple[str, ...]:
+    given: Any = request.after  # callers need not be typed
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InvalidSubmission(f"after must be a list of job ids, not {given!r}")
+    parents = tuple(dict.fromkeys(check_job_id(parent) for parent in given))
+    if len(parents) > limits.parents_max:
+        raise InvalidSubmission(
+            f"after names {len(parents)} jobs; at most {limits.parents_max} are allowed: put jobs between them that "
+            "gather some each"
+        )
+    if job_id in parents:
+        raise InvalidSubmission(f"after: job {job_id!r} cannot wait for itself")
+    return parents
+
+
+def _check_policy(policy: Any) -> ParentPolicy:
+    try:
+        return ParentPolicy(policy)
+    except ValueError:
+        raise InvalidSubmission(f"on_parent_failure must be cancel or release, not {policy!r}") from None
 
 
 def _check_size(spec: JobSpec, key: str, limits: StoreLimits) -> None:
@@ -322,9 +412,15 @@ def handle_of(outcome: SubmitOutcome, queue: str, limits: StoreLimits) -> JobHan
     Raises:
         QueueFull: the queue holds as many unfinished jobs as it may.
         TooManyClasses: the queue knows as many different requirements as it may.
+        TooManyChildren: as many jobs as may wait for one of its parents.
+        InvalidSubmission: its deadline has passed, or a parent is unknown or has failed.
     """
     if outcome.status is SubmitStatus.FULL:
         raise QueueFull(queue, limits.unfinished_max)
     if outcome.status is SubmitStatus.TOO_MANY_CLASSES:
         raise TooManyClasses(queue, limits.classes_max)
+    if outcome.status is SubmitStatus.TOO_MANY_CHILDREN:
+        raise TooManyChildren(outcome.job_id, limits.children_max)
+    if not outcome.stored:
+        raise InvalidSubmission(_REFUSALS[outcome.status].format(id=outcome.job_id))
     return outcome.handle

@@ -6,16 +6,18 @@ import random as random_module
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
+from gateway.client.blocking import finish
 from gateway.client.core import DURABLE_TIMEOUT_S, OLDEST, ClientCore, StreamItem
 from gateway.client.durability import ServerFacts
 from gateway.client.repeating import Repeater
 from gateway.client.requests import BatchResult, JobHandle, JobRequest
+from gateway.client.schedules import ScheduleVerbs
 from gateway.client.sync_link import SyncLink
 from gateway.errors import StoreUnavailable, WaitTimeout
 from gateway.events import Event
@@ -28,6 +30,7 @@ from gateway.models import (
     ClassId,
     JobClass,
     JobView,
+    ParentPolicy,
     QueueStats,
     RequeueStatus,
 )
@@ -42,19 +45,6 @@ LINKS_MAX = 64
 #: The event stream tells of every end; the slow look is a net under it.
 NET_S = 5.0
 STREAM_BLOCK_S = 0.5
-
-ResultT = TypeVar("ResultT")
-
-
-def finish(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Run a coroutine that never suspends."""
-    try:
-        coroutine.send(None)
-    except StopIteration as stop:
-        result: ResultT = stop.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a blocking runner suspended")
 
 
 class _BlockingPace:
@@ -107,7 +97,7 @@ class _Links:
             self._idle.pop().close()
 
 
-class Client:
+class Client(ScheduleVerbs):
     """A producer's and operator's view of one queue.
 
     Args:
@@ -197,6 +187,12 @@ class Client:
         idempotency_key: str | None = None,
         job_id: str | None = None,
         tenant: str = "",
+        expires_in_s: float | None = None,
+        expires_at_s: float | None = None,
+        unique_key: str | None = None,
+        unique_for_s: float = 0.0,
+        after: Sequence[str] = (),
+        on_parent_failure: str = ParentPolicy.CANCEL.value,
         durable: bool = False,
         durable_timeout_s: float = DURABLE_TIMEOUT_S,
         allow_unknown_service: bool = False,
@@ -204,17 +200,15 @@ class Client:
         """Submit one job. Everything is validated before anything is stored.
 
         Args:
-            service: kind of backend.
-            payload: the service's own request, any JSON value.
-            requires: predicates over a worker's capabilities.
-            priority: 0 (last) to 100 (first).
-            max_attempts: charged tries before the dead letter.
-            timeout_s: longest run of one attempt, seconds.
-            delay_s: seconds before the job may be claimed.
+            service, payload, requires, priority, max_attempts, timeout_s, delay_s, tenant: see ``JobRequest``.
             idempotency_key: same key, same job, as long as that job is kept.
             job_id: chosen id. With an id or a key of one's own, submitting again is safe at any time; an id made up
                 here protects only the repetitions inside this call.
-            tenant: whose job it is, for fair shares and limits; empty for nobody's in particular.
+            expires_in_s, expires_at_s: deadline, seconds from now by the clock of Redis, or since the epoch; a job not
+                claimed by then ends dead as ``expired``, a running one is bounded by it.
+            unique_key: while a job with it has not ended (``unique_for_s`` longer), a second submit gets its id.
+            after: ids of jobs that must have completed first.
+            on_parent_failure: ``cancel`` or ``release`` this job when one of them ends dead or cancelled.
             durable: wait until the server confirms that the job survives its own crash.
             durable_timeout_s: longest wait for that, seconds.
             allow_unknown_service: also accept a service that nobody serves yet.
@@ -224,20 +218,23 @@ class Client:
             UnknownService: no installed connector and no live worker serves it; nothing was stored.
             QueueFull: too many unfinished jobs; nothing was stored.
             TooManyClasses: too many different requirements; nothing was stored.
+            TooManyChildren: too many jobs wait for one of its parents; nothing was stored.
             DurabilityUnconfirmed: stored, but not confirmed as durable.
             StoreUnavailable: Redis did not answer; ``outcome_unknown`` says whether the job may be stored.
         """
         request = JobRequest(
-            service,
-            payload,
-            requires,
-            priority,
-            max_attempts,
-            timeout_s,
-            delay_s,
-            idempotency_key,
-            job_id,
-            tenant,
+            *(
+                service,
+                payload,
+                requires,
+                priority,
+                max_attempts,
+                timeout_s,
+                delay_s,
+                idempotency_key,
+                job_id,
+            ),
+            *(tenant, expires_in_s, expires_at_s, unique_key, unique_for_s, after, on_parent_failure),
         )
         return finish(
             self.core.submit(

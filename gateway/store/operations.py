@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -35,6 +35,9 @@ from gateway.store.calls import BATCH_MAX, ScriptCall, StoreLimits
 from gateway.store.fleet_operations import FleetOperations
 from gateway.store.keys import QueueKeys
 
+#: Parents looked up in one script call.
+LOOKUPS_MAX = 4 * BATCH_MAX
+
 
 class Runner(Protocol):
     """What ``RedisLink`` offers."""
@@ -55,8 +58,8 @@ class QueueOperations(FleetOperations):
 
     async def submit_many(self, submissions: Sequence[Submission]) -> list[SubmitVerdict]:
         verdicts: list[SubmitVerdict] = []
-        for start in range(0, len(submissions), BATCH_MAX):
-            call = scripts.submit_call(self.keys, self.limits, submissions[start : start + BATCH_MAX])
+        for batch in _batches(submissions):
+            call = scripts.submit_call(self.keys, self.limits, batch)
             verdicts += scripts.submit_reply(await self._runner.script(call))
         return verdicts
 
@@ -197,6 +200,18 @@ class QueueOperations(FleetOperations):
         """Where the event stream ends now; ``0-0`` when it is empty."""
         raw = await self._runner.command(b"XREVRANGE", self.keys.events, b"+", b"-", b"COUNT", 1)
         return raw[0][0].decode() if raw else "0-0"
+
+
+def _batches(submissions: Sequence[Submission]) -> Iterator[Sequence[Submission]]:
+    """Bounded script calls: parents are work too."""
+    first = lookups = 0
+    for index, item in enumerate(submissions):
+        lookups += len(item.spec.after)
+        if index - first == BATCH_MAX or (lookups > LOOKUPS_MAX and index > first):
+            yield submissions[first:index]
+            first, lookups = index, len(item.spec.after)
+    if submissions:
+        yield submissions[first:]
 
 
 def _stream_entries(raw: Any) -> list[tuple[str, dict[str, str]]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.client import Client
+from gateway.client.blocking import finish
 from gateway.client.durability import (
     Confirmation,
     ServerFacts,
@@ -17,7 +18,6 @@ from gateway.client.durability import (
     parse_info,
     server_facts,
 )
-from gateway.client.synchronous import finish
 from gateway.errors import DurabilityUnconfirmed, StoreRejected
 from gateway.store.calls import ScriptCall
 from tests.support.redis_server import RedisServer

@@ -10,7 +10,7 @@ import pytest
 from gateway.events import Event
 from gateway.explain import Explanation, WorkerView, decode_worker, detail_text, explain, fit, tell
 from gateway.lifecycle import EventType
-from gateway.models import ClassId, Epoch, JobId, JobSpec, JobState, JobView
+from gateway.models import ClassId, Epoch, JobId, JobSpec, JobState, JobView, ParentPolicy
 
 NOW_MS = 1_700_000_000_000
 
@@ -24,6 +24,11 @@ def job(state: JobState = JobState.PENDING, **changes: Any) -> JobView:
         "lease_until_ms": None, "due_ms": None,
     }  # fmt: skip
     return JobView(**{**values, **changes})
+
+
+def waiting(policy: ParentPolicy = ParentPolicy.CANCEL, **changes: Any) -> JobView:
+    spec = JobSpec(service="comfyui", after=("p", "q", "r"), on_parent_failure=policy)
+    return msgspec.structs.replace(job(JobState.WAITING, **changes), spec=spec)
 
 
 def worker(**changes: Any) -> WorkerView:
@@ -110,6 +115,14 @@ def test_damaged_registry_entries_serve_nothing(entry: bytes) -> None:
          ["failed for good: poison_pill: m", "gateway dead requeue a"]),
         (told(job(JobState.DEAD)), ["no reason was recorded"]),
         (told(job(JobState.COMPLETED)), ["It ended: completed."]),
+        (told(job(expires_ms=NOW_MS + 1500), worker()), ["Its deadline is in 1.5 s"]),
+        (told(job(expires_ms=NOW_MS), worker()), ["Its deadline has passed"]),
+        (told(job(JobState.CANCELLED, error={"kind": "parent_failed", "message": "p"})),
+         ["It was cancelled: parent_failed: p."]),
+        (told(waiting(parents_left=2), parents={"p": JobState.RUNNING, "q": JobState.PENDING, "r": None}),
+         ["It waits for 2 of its 3 parent(s): p (running), q (pending).", "cancels it", "No worker"]),
+        (told(waiting(ParentPolicy.RELEASE, parents_left=1), parents={"p": JobState.DEAD}),
+         ["Its parents have ended: the next sweep tells it", "counts as done"]),
     ],
 )  # fmt: skip
 def test_summary_answers_why(explanation: Explanation, fragments: list[str]) -> None:

@@ -80,7 +80,7 @@ def test_nothing_wrong_is_stored(redis_url: str) -> None:
 
 def test_a_change_is_made_on_what_was_read(redis_url: str) -> None:
     """Two people at once: the later one's change is judged again, and a repeated call finds its work done."""
-    from gateway.client.synchronous import finish
+    from gateway.client.blocking import finish
 
     with Client(redis_url, queue=fresh_queue()) as client:
         configure = client.core.ops.configure

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import msgspec
 
+from gateway.client.blocking import finish
 from gateway.client.sync_link import SyncLink
-from gateway.client.synchronous import finish
 from gateway.models import (
     ClaimRequest,
     ClassId,
@@ -69,6 +69,10 @@ class HandWorker:
         """Register a worker as a gateway does."""
         entry = (worker, msgspec.json.encode(description))
         finish(self._link.script(scripts.heartbeat_call(self._keys, self._limits, [entry])))
+
+    def sweep(self) -> None:
+        """What a gateway's sweeper does, for one class."""
+        finish(self._link.script(scripts.sweep_call(self._keys, self._limits, ["simulation"])))
 
     def complete(self, result: object = None) -> Grant:
         """Claim the next job and complete it."""
