@@ -8,7 +8,8 @@ Payload::
 A tensor brings either ``data`` (numbers, booleans or texts, nested or flat, in row-major order) or ``raw``, its bytes
 in base64 as the protocol lays them out (little-endian, texts with a length of four bytes each); all tensors of one
 request bring the same. Results have the same form: ``raw`` where the server answered so, ``data`` elsewhere,
-``data_b64`` for texts that are not UTF-8.
+``data_b64`` for texts that are not UTF-8. Parameters are booleans, whole numbers and texts: servers of the standard
+drop any other kind without a word (MLServer 1.7.1 did).
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class InputTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...]
     data: Any = None
     raw: str | None = None
-    parameters: dict[str, bool | int | float | str] = {}
+    parameters: dict[str, bool | int | str] = {}
 
 
 class InferPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +98,7 @@ class InferPayload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str = ""
     version: str = ""
     outputs: tuple[str, ...] = ()
-    parameters: dict[str, bool | int | float | str] = {}
+    parameters: dict[str, bool | int | str] = {}
     stream: bool = False
 
 
@@ -216,19 +217,17 @@ def _raw(tensor: InputTensor, where: str) -> bytes:
     return content
 
 
-def _parameters(values: dict[str, bool | int | float | str], where: str) -> dict[str, pb.InferParameter]:
+def _parameters(values: dict[str, bool | int | str], where: str) -> dict[str, pb.InferParameter]:
     return {name: _parameter(value, f"{where}.{name}") for name, value in values.items()}
 
 
-def _parameter(value: bool | int | float | str, where: str) -> pb.InferParameter:
+def _parameter(value: bool | int | str, where: str) -> pb.InferParameter:
     if isinstance(value, bool):
         return pb.InferParameter(bool_param=value)
     if isinstance(value, int):
         if not -(2**63) <= value < 2**63:
             raise PayloadError(f"payload: {where} is {value}: a parameter is a whole number of 64 bits")
         return pb.InferParameter(int64_param=value)
-    if isinstance(value, float):
-        return pb.InferParameter(double_param=value)
     return pb.InferParameter(string_param=value)
 
 
