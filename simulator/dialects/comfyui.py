@@ -52,7 +52,8 @@ TEXT_TYPE = "text/plain; charset=utf-8"
 TROUBLE = b"500 Internal Server Error\n\nServer got itself in trouble"
 #: Kinds that never come from ComfyUI, but from a proxy before it, with their status.
 DOOR_STATUS = {ErrorKind.AUTH: 401, ErrorKind.RATE_LIMITED: 429, ErrorKind.UNAVAILABLE: 503}
-#: Output files that stay readable.
+#: Prompts whose workflow is kept for queue and history, and output files that stay readable.
+PROMPTS_MAX = 20_000
 FILES_MAX = 20_000
 GIB = 1024**3
 
@@ -283,7 +284,7 @@ class ComfyUIService:
             extra_data["client_id"] = client_id
         prompt = Prompt(number, prompt_id, said["prompt"], extra_data, client_id, node, node_type)
         self._prompts[prompt_id] = prompt
-        while len(self._prompts) > FILES_MAX:
+        while len(self._prompts) > PROMPTS_MAX:
             del self._prompts[next(iter(self._prompts))]
         return prompt
 
@@ -320,10 +321,9 @@ class ComfyUIService:
         running, waiting = (
             [run.job.id for run in runs if run.job.id in self._prompts] for runs in self.service.executions()
         )
-        for prompt_id in self._prompts:
-            job = self.service.job(prompt_id)
-            if job is not None and job.ended and not job.ended_for(now_s):
-                running.append(prompt_id)
+        if self.service.faults.late_record_rate:
+            jobs = (self.service.job(prompt_id) for prompt_id in self._prompts)
+            running += [job.id for job in jobs if job is not None and job.ended and not job.ended_for(now_s)]
         return running, waiting
 
     def _jobs(self, now_s: float, prompt_id: str, caller: Caller) -> _Answer:

@@ -238,8 +238,10 @@ class ComfyUIShell(ServiceShell):
                     self._tell_late(now_s)
             elif step.act is StreamAct.CUT and owner is not None:
                 owner.abort()
-            elif step.act is StreamAct.END:
-                self._told.pop(told.prompt.prompt_id, None)
+
+        if told.job.ended and self._told.get(told.prompt.prompt_id) is told:
+            # Whatever was to be told of it has been, or never will be.
+            del self._told[told.prompt.prompt_id]
 
     def _deliver(self, frame: Frame, owner: Socket | None) -> None:
         for socket in self._sockets.values() if frame.everyone else ([] if owner is None else [owner]):

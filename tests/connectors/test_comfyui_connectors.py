@@ -302,6 +302,37 @@ async def test_without_a_socket_a_job_is_polled(autojump_clock: Clock) -> None:
         assert stage.executions() == 1
 
 
+async def test_what_others_do_does_not_hide_that_a_job_is_silent(autojump_clock: Clock) -> None:
+    """A socket that speaks all the time, but never of this job, is no reason to wait for it."""
+    async with open_comfyui(slots=8) as stage, trio.open_nursery() as nursery:
+
+        async def crowd() -> None:
+            for number in range(1000):
+                await stage.submit(f"stranger-{number}", duration_s=1.0, steps=5)
+                await trio.sleep(0.2)
+
+        nursery.start_soon(crowd)
+        await stage.ask("PUT", "/control/faults", {"lost_completion_rate": 1.0})
+        await stage.connector(SOCKET).run(stage.job(duration_s=3.0))
+        assert trio.current_time() < 10
+        nursery.cancel_scope.cancel()
+
+
+@BOTH
+async def test_outputs_that_cannot_be_fetched_now_are_asked_for_again(
+    autojump_clock: Clock, key: str
+) -> None:
+    """The second witness of a job that is done never calls it failed because of a passing fault."""
+    async with open_comfyui() as stage:
+        await stage.submit("job.1", duration_s=0)
+        stage.refuse_views = True
+        with pytest.raises(JobFault) as caught:
+            await stage.connector(key, outputs="inline").query("job.1")
+        assert caught.value.fault_class is FaultClass.UNAVAILABLE
+        stage.refuse_views = False
+        assert (await stage.connector(key, outputs="inline").query("job.1")).phase is ServicePhase.COMPLETED
+
+
 async def test_a_stolen_client_makes_a_job_deaf_but_not_lost(autojump_clock: Clock) -> None:
     """The record is found at the next silence; and a socket that stays silent is opened anew."""
     async with open_comfyui() as stage, trio.open_nursery() as nursery:

@@ -56,6 +56,8 @@ class ComfyUIStage:
         self.requests: list[tuple[str, str]] = []
         #: Answer every handshake with 404, as a proxy does that knows no WebSocket.
         self.refuse_sockets = False
+        #: Answer every download with 503.
+        self.refuse_views = False
         self._handle = self.twin._handle
         self.twin._handle = self._noting  # type: ignore[method-assign]
 
@@ -63,6 +65,9 @@ class ComfyUIStage:
         self.requests.append((request.method, request.path))
         if self.refuse_sockets and request.path == "/ws":
             await responder.send_bytes(404, b"")
+            return
+        if self.refuse_views and request.path == "/view":
+            await responder.send_bytes(503, b"")
             return
         await self._handle(request, responder)
 

@@ -70,6 +70,10 @@ _LOOK_KINDS = frozenset(
         FaultKind.SERVICE_ERROR,
     }
 )
+#: Classes of a fault that says that the server could not be asked, not that a job failed.
+_ASK_AGAIN = frozenset(
+    {FaultClass.UNAVAILABLE, FaultClass.TIMEOUT, FaultClass.NETWORK, FaultClass.RATE_LIMITED}
+)
 
 
 class ComfyUIConnector(Connector):
@@ -127,6 +131,9 @@ class ComfyUIConnector(Connector):
         try:
             result = await self._conclude(reference, found.outcome, {})
         except JobFault as fault:
+            if fault.fault_class in _ASK_AGAIN:
+                # Its outputs are there and could not be fetched just now: no reason to run it once more.
+                raise
             return ServiceStatus(ServicePhase.FAILED, fault=fault)
         return ServiceStatus(ServicePhase.COMPLETED, result=result)
 
@@ -375,10 +382,11 @@ class ComfyUIConnector(Connector):
                     limit = self._options.output_bytes_max
                     message = f"the outputs exceed output_bytes_max ({limit}): {file.filename}"
                     raise JobFault(FaultClass.VALIDATION, message) from error
-                if tries == DOWNLOAD_TRIES or error.fault not in _LOOK_KINDS:
-                    raise JobFault(
-                        FaultClass.SERVICE_ERROR, f"an output cannot be fetched: {error}"
-                    ) from error
+                if error.fault not in _LOOK_KINDS:
+                    message = f"an output cannot be fetched: {error}"
+                    raise JobFault(FaultClass.SERVICE_ERROR, message) from error
+                if tries == DOWNLOAD_TRIES:
+                    raise job_fault(error) from error
             await trio.sleep(LOOK_PAUSE_S * 2**tries * self.setup.random.uniform(0.5, 1.0))
         raise AssertionError("unreachable: the last try returns or raises")
 

@@ -18,7 +18,7 @@ from gateway.connector import ConnectorCapabilities, ConnectorSetup, JobContext,
 from gateway.connectors.comfyui import frames
 from gateway.connectors.comfyui.base import ComfyUIConnector
 from gateway.connectors.comfyui.options import ComfyUIWebSocketOptions, read_options
-from gateway.connectors.comfyui.wire import Found, Place, Workflow, execution_fault
+from gateway.connectors.comfyui.wire import Place, Workflow, execution_fault
 from gateway.errors import JobFault
 from protocols.errors import ProtocolError
 from protocols.websocket import WebSocketAdapter
@@ -40,8 +40,8 @@ class _Story:
         self.progress = frames.WorkflowProgress(workflow.nodes)
         #: Why it failed, if the socket said so: for a server that does not live to write the record.
         self.fault: JobFault | None = None
-        self.heard_s = now_s
-        self.looked_s = now_s
+        #: When the socket last spoke about the job, when it or the record last told, and when the queue did.
+        self.heard_s = self.told_s = self.looked_s = now_s
         self.preview_s = -float("inf")
 
 
@@ -111,7 +111,8 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
         while True:
             frame: str | bytes | None = None
             try:
-                with trio.move_on_after(self.options.stall_s):
+                # Frames about others may come all the time: only those about this job break its silence.
+                with trio.move_on_after(max(0.0, story.told_s + self.options.stall_s - self.setup.now_s())):
                     frame = await session.receive()
             except ProtocolError as error:
                 log.info("%s: the socket of %s is gone: %s", self.setup.endpoint, job.reference, error)
@@ -120,7 +121,7 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
             if session.connects != connects:
                 # Whatever was said in between is lost.
                 connects = session.connects
-                result = await self._concluded(job, await self._patient_look(job))
+                result = await self._looked(job, story)
             if result is None and frame is None:
                 result = await self._look_after_silence(job, story, session)
             elif result is None and frame is not None and await self._take(job, frame, story):
@@ -136,7 +137,7 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
         event = frames.read_text(frame)
         if event is None or event.prompt_id != job.reference:
             return False
-        story.heard_s = self.setup.now_s()
+        story.heard_s = story.told_s = self.setup.now_s()
         story.progress.take(event)
         job.progress(story.progress.fraction, story.progress.message)
         if event.kind == frames.ERROR:
@@ -150,7 +151,7 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
         preview = frames.read_binary(frame)
         if preview is None or preview.prompt_id != job.reference:
             return
-        story.heard_s = now_s
+        story.heard_s = story.told_s = now_s
         if len(preview.image) <= self.options.preview_bytes_max:
             story.preview_s = now_s
             data = base64.b64encode(preview.image).decode("ascii")
@@ -160,15 +161,27 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
         self, job: JobContext, story: _Story, session: WebSocketSession
     ) -> JobResult | None:
         """The second witness: the record at each silence, the queue as well every ``look_s``."""
-        now_s = self.setup.now_s()
-        found: Found = await self._glance(job)
-        if found.outcome is None and now_s - story.looked_s >= self.options.look_s:
-            found, story.looked_s = await self._patient_look(job), now_s
-            self._raise_known(found, story)
-            job.progress(story.progress.fraction, story.progress.message or found.place.value)
-            if found.place is Place.RUNNING and now_s - story.heard_s >= self.options.deaf_s:
-                story.heard_s = now_s
-                session.drop()
+        now_s = story.told_s = self.setup.now_s()
+        found = await self._glance(job)
+        if found.outcome is not None or now_s - story.looked_s < self.options.look_s:
+            return await self._concluded(job, found)
+        result = await self._looked(job, story)
+        if result is None and now_s - story.heard_s >= self.options.deaf_s:
+            story.heard_s = now_s
+            session.drop()
+        return result
+
+    async def _looked(self, job: JobContext, story: _Story) -> JobResult | None:
+        """The result by a careful look, None while the job waits or runs.
+
+        Raises:
+            JobFault: it failed or is gone; then what the socket said about its end is better than that it is gone.
+        """
+        found = await self._patient_look(job)
+        story.looked_s = self.setup.now_s()
+        if found.place is Place.ABSENT and story.fault is not None:
+            raise story.fault
+        job.progress(story.progress.fraction, story.progress.message or found.place.value)
         return await self._concluded(job, found)
 
     async def _ended(self, job: JobContext, story: _Story) -> JobResult | None:
@@ -177,12 +190,6 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
             return await self._settle(job)
         except JobFault as fault:
             raise story.fault or fault from fault
-
-    @staticmethod
-    def _raise_known(found: Found, story: _Story) -> None:
-        """Of a job that is gone, what the socket said about its end is better than that it is gone."""
-        if found.place is Place.ABSENT and story.fault is not None:
-            raise story.fault
 
 
 async def _hello(link: WebSocket) -> None:
