@@ -62,9 +62,10 @@ class Fleet:
     def connectors(self) -> list[NoopHTTPConnector]:
         """One per worker."""
         return [
-            worker.connector
+            endpoint.connector
             for worker in self.gateway.workers
-            if isinstance(worker.connector, NoopHTTPConnector)
+            for endpoint in worker.endpoints
+            if isinstance(endpoint.connector, NoopHTTPConnector)
         ]
 
 

@@ -117,12 +117,17 @@ class Breaker:
             self._openings = 0
         self._trial_running = False
 
-    def faulted(self, now_s: float) -> None:
-        """The endpoint failed as an endpoint."""
+    def faulted(self, now_s: float, *, may_open: bool = True) -> None:
+        """The endpoint failed as an endpoint.
+
+        Args:
+            may_open: False keeps a closed breaker closed, because too many of a pool are open already; the fault is
+                counted, and the next one may open it.
+        """
         self._faults += 1
         state = self.state(now_s)
         if state is BreakerState.HALF_OPEN or (
-            state is BreakerState.CLOSED and self._faults >= self._policy.faults_max
+            state is BreakerState.CLOSED and self._faults >= self._policy.faults_max and may_open
         ):
             self.trip(now_s)
 

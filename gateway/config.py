@@ -26,7 +26,8 @@ from pydantic import (
 
 from gateway.breaker import BreakerPolicy, HealthPolicy
 from gateway.config_secrets import public
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, InvalidSubmission
+from gateway.matching import validate_requires
 from gateway.retry import RetryPolicy
 from gateway.store.calls import StoreLimits
 from gateway.store.keys import QueueKeys
@@ -161,6 +162,7 @@ class HealthConfig(Section):
     breaker_faults_max: Count = _BREAKER.faults_max
     breaker_open_s: Seconds = _BREAKER.open_s
     breaker_open_max_s: Seconds = _BREAKER.open_max_s
+    capabilities_s: Seconds = 30.0
 
     def health_policy(self) -> HealthPolicy:
         return HealthPolicy(fail_after=self.fail_after, pass_after=self.pass_after)
@@ -235,19 +237,79 @@ class ApiConfig(Section):
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
 
 
-class WorkerConfig(Section):
-    """One claim loop bound to one service instance.
+class DiscoveryConfig(Section):
+    """How the registry of services is followed; changes are pushed, the poll is only a net under them.
 
-    ``connector`` is a key such as ``simulation-http``; ``endpoint`` the address of the one instance;
-    ``instance`` its expected own name (checked against its answers when set).
+    ``start_wait_s`` is how long a start waits for services to register; ``required`` whether it fails when a worker
+    has no endpoint then, or goes on without that worker's jobs.
+    """
+
+    poll_s: Seconds = 10.0
+    start_wait_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
+    required: bool = True
+
+
+class DiscoverConfig(Section):
+    """Which registered services a worker takes: predicates over what they say, as a job's ``requires``.
+
+    Without ``all`` exactly one must match; with it the worker owns every one that does.
+    """
+
+    match: dict[str, Any] = Field(default_factory=dict)
+    all: bool = False
+
+    @field_validator("match")
+    @classmethod
+    def _match(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            validate_requires(value)
+        except InvalidSubmission as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class PoolConfig(Section):
+    """A worker's several endpoints: the largest share of them that may be ejected at once (at least one may)."""
+
+    ejected_share_max: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class WorkerConfig(Section):
+    """One claim loop bound to one service instance, or to a pool of them.
+
+    ``connector`` is a key such as ``simulation-http``. Where the instance is, the first of these that there is tells:
+    ``endpoint`` (or ``endpoints``, a pool); a live entry of the registry, chosen by ``instance`` and ``discover``;
+    ``base_url`` with ``{port}`` standing for ``base_port`` + ``index``. ``instance`` is the expected own name,
+    checked against its answers when set. ``slots`` are jobs at once on each endpoint.
     """
 
     connector: Annotated[str, Field(min_length=1)]
-    endpoint: Annotated[str, Field(min_length=1)]
+    endpoint: str = ""
+    endpoints: tuple[str, ...] = ()
     instance: str = ""
+    base_url: str = ""
+    base_port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    index: Annotated[int, Field(ge=0, le=65535)] = 0
+    discover: DiscoverConfig | None = None
+    pool: PoolConfig = PoolConfig()
     slots: Annotated[int, Field(ge=1, le=1024)] = 1
     capabilities: dict[str, Any] = Field(default_factory=dict)
+    probe_capabilities: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _addresses(self) -> WorkerConfig:
+        if self.endpoint and self.endpoints:
+            raise ValueError("endpoint and endpoints: give one of them")
+        if self.instance and len(self.endpoints) > 1:
+            raise ValueError(f"instance = {self.instance!r}: several endpoints cannot have one name")
+        if bool(self.base_url) != (self.base_port is not None):
+            raise ValueError("base_url and base_port: give both or none")
+        if self.base_url and "{port}" not in self.base_url:
+            raise ValueError(f"base_url = {self.base_url!r}: must contain {{port}}")
+        if self.base_port is not None and self.base_port + self.index > 65535:
+            raise ValueError(f"base_port + index = {self.base_port + self.index} is no port")
+        return self
 
     @field_validator("capabilities")
     @classmethod
@@ -277,6 +339,7 @@ class GatewayConfig(Section):
     shutdown: ShutdownConfig = ShutdownConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     api: ApiConfig = ApiConfig()
+    discovery: DiscoveryConfig = DiscoveryConfig()
     workers: dict[str, WorkerConfig] = Field(default_factory=dict)
 
     @field_validator("queue")

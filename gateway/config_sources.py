@@ -184,7 +184,7 @@ def _refuse_inline_secrets(layer: Layer) -> None:
         return
     for path in inline_secrets(layer.values):
         raise ConfigError(
-            f"{layer.name(path)}: {text_of(path)}: a secret in plain text (value not shown); {HOW}"
+            f"{layer.name(path)}: {text_of(path)}: credentials in plain text (value not shown); {HOW}"
         )
 
 

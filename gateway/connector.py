@@ -121,6 +121,7 @@ class ConnectorSetup:
         random: seeded source for jitter and ids.
         now_s: monotonic clock, seconds.
         options: the connector's own settings from the configuration.
+        instance: own name that the instance is expected to have; empty when nobody said.
     """
 
     endpoint: Endpoint
@@ -129,6 +130,7 @@ class ConnectorSetup:
     now_s: Callable[[], float]
     options: Mapping[str, Any] = field(default_factory=dict)
     open_channel: OpenChannel = open_grpcio
+    instance: str = ""
 
 
 class Connector(ABC):
@@ -148,6 +150,17 @@ class Connector(ABC):
     @abstractmethod
     async def health(self) -> HealthReport:
         """Probe the service once, bounded in time; never raises for an unhealthy service."""
+
+    async def probe_capabilities(self) -> Mapping[str, Any]:
+        """What the instance can do now, as capabilities that jobs may require, for example ``models``.
+
+        Asked only where the worker's configuration wants it, after a healthy probe and bounded by the same time. The
+        default tells nothing. Values are text, numbers, true/false or lists of these.
+
+        Raises:
+            JobFault: the instance could not be asked; what it told before holds on.
+        """
+        return {}
 
     @abstractmethod
     async def run(self, job: JobContext) -> JobResult:

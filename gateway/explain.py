@@ -110,6 +110,14 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
 
 
+def _pool(worker: WorkerView) -> list[dict[str, Any]]:
+    """What each endpoint of the worker can do."""
+    endpoints = worker.description.get("endpoints")
+    listed = endpoints if isinstance(endpoints, list) else []
+    told = [one.get("capabilities") for one in listed if isinstance(one, dict)]
+    return [can for can in told if isinstance(can, dict)]
+
+
 def fit(view: JobView, worker: WorkerView, *, now_ms: int, worker_ttl_s: float) -> WorkerFit:
     """Compare one job with one registered worker.
 
@@ -121,7 +129,11 @@ def fit(view: JobView, worker: WorkerView, *, now_ms: int, worker_ttl_s: float) 
         reason = f"serves {worker.service or 'nothing'!r}, not {view.spec.service!r}"
         return WorkerFit(worker.worker_id, False, False, (reason,))
     known = {"service": worker.service, "connector": worker.connector, "worker": worker.worker_id}
-    missing = unmet(view.spec.requires, {**known, **worker.capabilities})
+    # One endpoint of a pool that can run it is enough.
+    missing = min(
+        (unmet(view.spec.requires, {**known, **can}) for can in (worker.capabilities, *_pool(worker))),
+        key=len,
+    )
     if missing:
         return WorkerFit(worker.worker_id, False, False, tuple(missing))
     reasons = []

@@ -8,45 +8,75 @@ from collections.abc import Callable
 
 import trio
 
+from gateway.config import HealthConfig
+from gateway.endpoints import BoundEndpoint
+from gateway.errors import JobFault
 from gateway.observer import Observer
 from gateway.strategies import Strategy
-from gateway.worker import Worker
 
 log = logging.getLogger(__name__)
 
 
-async def probe_health(
-    worker: Worker,
-    *,
-    every_s: float,
-    timeout_s: float,
-    random: random_module.Random,
-    on_change: Callable[[], None],
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Probe one service for ever; started once the first probe has been taken in.
+class HealthProbe:
+    """Probes endpoints: each one's health, and where the worker asks for it what the instance can do.
 
     Args:
-        every_s: pause between probes, seconds (jittered by a tenth, so that a fleet doesn't probe in step).
-        timeout_s: longest probe; a longer one counts as failed.
-        on_change: called whenever the verdict of the gate changes.
+        config: pauses and time-outs, seconds; pauses are jittered by a tenth, so that a fleet doesn't probe in step.
+        random: makes the random source of one endpoint from its label.
+        on_change: called whenever the verdict of a gate changes.
+        on_capabilities: called whenever an instance can do something else than before.
     """
-    started = False
-    while True:
-        healthy, detail = False, f"no answer within {timeout_s:g} s"
-        with trio.move_on_after(timeout_s):
-            report = await worker.connector.health()
-            healthy, detail = report.healthy, report.detail
-        if worker.probed(healthy=healthy, detail=detail):
-            log.info(
-                "%s at %s is %s (%s)",
-                worker.worker_id, worker.config.endpoint, "healthy" if healthy else "unhealthy", detail,
-            )  # fmt: skip
-            on_change()
-        if not started:
-            started = True
-            task_status.started()
-        await trio.sleep(every_s * random.uniform(0.9, 1.1))
+
+    def __init__(
+        self,
+        config: HealthConfig,
+        *,
+        now_s: Callable[[], float],
+        random: Callable[[str], random_module.Random],
+        on_change: Callable[[], None],
+        on_capabilities: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._now_s = now_s
+        self._random = random
+        self._on_change = on_change
+        self._on_capabilities = on_capabilities
+
+    async def __call__(self, endpoint: BoundEndpoint) -> None:
+        """Probe one endpoint until cancelled."""
+        config, worker_id = self._config, endpoint.worker.worker_id
+        several = len(endpoint.worker.endpoints) > 1
+        random = self._random(f"probe {worker_id}" + (f" {endpoint.url}" if several else ""))
+        asked_s: float | None = None
+        while True:
+            healthy, detail = False, f"no answer within {config.probe_timeout_s:g} s"
+            with trio.move_on_after(config.probe_timeout_s):
+                report = await endpoint.connector.health()
+                healthy, detail = report.healthy, report.detail
+            due = asked_s is None or self._now_s() >= asked_s + config.capabilities_s
+            if healthy and due and endpoint.worker.config.probe_capabilities:
+                # Before the gate opens: nothing is claimed by what the instance could do once.
+                asked_s = self._now_s()
+                await self._ask(endpoint)
+            if endpoint.probed(healthy=healthy, detail=detail):
+                log.info(
+                    "%s at %s is %s (%s)",
+                    worker_id, endpoint.url, "healthy" if healthy else "unhealthy", detail,
+                )  # fmt: skip
+                self._on_change()
+            await trio.sleep(config.probe_s * random.uniform(0.9, 1.1))
+
+    async def _ask(self, endpoint: BoundEndpoint) -> None:
+        """Ask what the instance can do; an answer that fails to come changes nothing."""
+        with trio.move_on_after(self._config.probe_timeout_s):
+            try:
+                told = await endpoint.connector.probe_capabilities()
+            except JobFault as fault:
+                log.info("%s does not say what it can do: %s", endpoint.url, fault)
+                return
+            if endpoint.told(told):
+                log.info("%s at %s can do %s", endpoint.worker.worker_id, endpoint.url, dict(told))
+                self._on_capabilities()
 
 
 class LagMonitor:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from gateway.endpoints import BoundEndpoint
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.health import LagMonitor
 from gateway.leases import LeaseKeeper, Ownership
@@ -31,7 +32,7 @@ class ClassBook:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._classes: dict[ClassId, JobClass] = {}
-        self._served: dict[str, tuple[ClassId, ...]] = {}
+        self._served: dict[BoundEndpoint, tuple[ClassId, ...]] = {}
         self.stale = True
 
     def __contains__(self, class_id: str) -> bool:
@@ -49,12 +50,16 @@ class ClassBook:
             raise
         self._served.clear()
 
-    def served_by(self, worker: Worker) -> tuple[ClassId, ...]:
-        """Classes this worker can run; each (worker, class) pair is evaluated once per refresh."""
-        served = self._served.get(worker.worker_id)
+    def served_by(self, endpoint: BoundEndpoint) -> tuple[ClassId, ...]:
+        """Classes that can run there; each (endpoint, class) pair is evaluated once per refresh."""
+        served = self._served.get(endpoint)
         if served is None:
-            served = self._served[worker.worker_id] = worker.served(self._classes)
+            served = self._served[endpoint] = endpoint.served(self._classes)
         return served
+
+    def forget_served(self) -> None:
+        """Endpoints came, left or can do something else: what each one serves is evaluated anew."""
+        self._served.clear()
 
 
 class Intake:
@@ -67,7 +72,7 @@ class Intake:
         store: the job store.
         workers: whose loops these are.
         keeper: ownership begins here, before anything is awaited after a claim.
-        spawn: starts one job's task: ``spawn(grant, ownership, worker)``.
+        spawn: starts one job's task: ``spawn(grant, ownership, endpoint)``.
         poll_s: net under the wake-ups, seconds.
         instance: prefix of the request ids, unique per process.
     """
@@ -80,7 +85,7 @@ class Intake:
         observer: Observer,
         lag: LagMonitor,
         *,
-        spawn: Callable[[Grant, Ownership, Worker], None],
+        spawn: Callable[[Grant, Ownership, BoundEndpoint], None],
         poll_s: float,
         instance: str,
         now_s: Callable[[], float],
@@ -120,6 +125,11 @@ class Intake:
         for loop in self._loops:
             loop.rouse()
 
+    def endpoints_changed(self) -> None:
+        """Endpoints came, left, or can do something else."""
+        self._book.forget_served()
+        self.look()
+
     def slot_freed(self, worker: Worker) -> None:
         """A job of this worker ended."""
         self._loop_of[worker].rouse()
@@ -143,8 +153,10 @@ class Intake:
         """Wake the longest idle loop that could take work (of this class)."""
         for _ in range(len(self._idle)):
             loop = self._idle.popleft()
-            fits = class_id is None or class_id in self._book.served_by(loop.worker)
-            if fits and loop.worker.admissible() > 0:
+            if any(
+                (class_id is None or class_id in self._book.served_by(endpoint)) and endpoint.admissible() > 0
+                for endpoint in loop.worker.endpoints
+            ):
                 loop.rouse()
                 return
             self._idle.append(loop)
@@ -201,21 +213,44 @@ class _ClaimLoop:
         self._roused = trio.Event()
 
     async def _claim_once(self) -> tuple[int, int]:
-        """Ask for as many jobs as fit; returns (granted, wanted)."""
-        intake, worker = self._intake, self.worker
+        """Ask for as many jobs as fit, endpoint by endpoint; returns (granted, wanted)."""
+        intake = self._intake
         if intake._book.stale:
             await intake._book.refresh()
-        class_ids = intake._book.served_by(worker)
-        if not class_ids:
-            # No claim will tell that there are new classes, and a wake-up may have been lost.
-            intake._book.stale = True
-        wanted = min(worker.admissible(), CLAIM_MAX)
+        granted = wanted = 0
+        exhausted: set[ClassId] = set()
+        for endpoint in self.worker.by_load():
+            served = intake._book.served_by(endpoint)
+            if not served:
+                # No claim will tell that there are new classes, and a wake-up may have been lost.
+                intake._book.stale = True
+            class_ids = tuple(class_id for class_id in served if class_id not in exhausted)
+            got, asked = await self._claim_for(endpoint, class_ids)
+            granted, wanted = granted + got, wanted + asked
+            if got < asked:
+                exhausted.update(class_ids)
+        if self._unanswered:
+            # Nothing can be claimed any more; what was granted without our knowing must still be found out.
+            await self._ask(None, 0, ())
+        return granted, wanted
+
+    async def _claim_for(self, endpoint: BoundEndpoint, class_ids: tuple[ClassId, ...]) -> tuple[int, int]:
+        """Claim for one endpoint; returns (granted, wanted)."""
+        intake = self._intake
+        wanted = min(endpoint.admissible(), CLAIM_MAX)
         if not class_ids or intake._lag.lagging or intake.stopped():
             wanted = 0
         if wanted <= 0 and not self._unanswered:
             return 0, 0
-        # Asked again for nothing, the store still repeats what it granted to the same request before.
-        request = ClaimRequest(self._request_id, worker.worker_id, max(wanted, 0), worker.slots, class_ids)
+        return await self._ask(endpoint, max(wanted, 0), class_ids), max(wanted, 0)
+
+    async def _ask(self, endpoint: BoundEndpoint | None, wanted: int, class_ids: tuple[ClassId, ...]) -> int:
+        """One claim; returns how many jobs were granted.
+
+        Asked again for nothing, the store still repeats what it granted to the same request before.
+        """
+        intake, worker = self._intake, self.worker
+        request = ClaimRequest(self._request_id, worker.worker_id, wanted, worker.slots, class_ids)
         left_s = intake._now_s()
         try:
             reply = await intake._store.claim(request)
@@ -229,20 +264,32 @@ class _ClaimLoop:
             intake._book.stale = True
         late: list[Grant] = []
         for grant in reply.grants:
-            if intake.stopped() or worker.running >= worker.slots:
+            seat = None if intake.stopped() else self._seat(grant, endpoint)
+            ownership = None if seat is None else intake._keeper.own(grant, worker.worker_id, left_s=left_s)
+            if seat is None or ownership is None:
                 late.append(grant)
                 continue
-            ownership = intake._keeper.own(grant, worker.worker_id, left_s=left_s)
-            if ownership is None:
-                late.append(grant)
-                continue
-            worker.job_started()
-            intake._spawn(grant, ownership, worker)
+            seat.job_started()
+            worker.used(seat)
+            intake._spawn(grant, ownership, seat)
         if reply.grants:
             intake._observer.claimed(worker.worker_id, reply.grants, intake._now_s() - left_s)
         for grant in late:
             await self._give_back(grant)
-        return len(reply.grants), wanted
+        return len(reply.grants)
+
+    def _seat(self, grant: Grant, asked_for: BoundEndpoint | None) -> BoundEndpoint | None:
+        """Where a granted job runs: where it was claimed for, else (that one left meanwhile) where it fits."""
+        worker = self.worker
+        if worker.running >= worker.slots:
+            return None
+        others = [endpoint for endpoint in worker.by_load() if endpoint is not asked_for]
+        for endpoint in (asked_for, *others):
+            if endpoint is None or endpoint.left or endpoint.running >= worker.slots_each:
+                continue
+            if endpoint is asked_for or grant.class_id in self._intake._book.served_by(endpoint):
+                return endpoint
+        return None
 
     async def _give_back(self, grant: Grant) -> None:
         """A grant that came too late to be trusted (or while stopping) goes back without being run."""

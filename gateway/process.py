@@ -18,6 +18,7 @@ import trio
 from gateway.config import GatewayConfig
 from gateway.errors import ConfigError
 from gateway.observer import Observer
+from gateway.reloading import Reread
 from gateway.spool import FileSpool, SpoolFull
 from gateway.store.connection import redis_connect
 from gateway.store.embedded import EmbeddedRedisLease, acquire_embedded_redis, default_data_dir
@@ -55,14 +56,20 @@ def calm_garbage_collection() -> None:
 
 
 async def _watch_signals(
-    stop: StopSwitch, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    stop: StopSwitch,
+    reload: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """First SIGTERM or SIGINT drains, the second stops at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """First SIGTERM or SIGINT drains, the second stops at once; SIGHUP reads the configuration again."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         task_status.started()
         async for number in signals:
             log.info("received %s", signal.Signals(number).name)
-            stop.drain()
+            if number == signal.SIGHUP:
+                reload()
+            else:
+                stop.drain()
 
 
 def run_process(
@@ -71,6 +78,8 @@ def run_process(
     *,
     extra_services: ExtraServices | None = None,
     on_ready: Callable[[Gateway], None] | None = None,
+    reread: Reread | None = None,
+    on_log_level: Callable[[str], None] | None = None,
 ) -> None:
     """Run a gateway until a signal stops it.
 
@@ -79,6 +88,8 @@ def run_process(
         observer: the event sink, usually telemetry.
         extra_services: further tasks beside the gateway's own.
         on_ready: called once the gateway claims jobs.
+        reread: reads the configuration again, for SIGHUP and for changes of the fleet's overrides.
+        on_log_level: takes up a changed ``telemetry.log_level``.
 
     Raises:
         ConfigError: no worker configured, or the spool's folder cannot be used.
@@ -99,7 +110,12 @@ def run_process(
     try:
         spool = _open_spool(spool_root, instance)
         try:
-            gateway = Gateway(config, _seams(config, observer, url, instance, spool))
+            gateway = Gateway(config, _seams(config, observer, url, instance, spool, reread))
+            if on_log_level is not None:
+                set_level = on_log_level
+                gateway.reloader.on(
+                    ("telemetry", "log_level"), lambda new, _changes: set_level(new.telemetry.log_level)
+                )
             trio.run(_main, gateway, extra_services, on_ready)
         finally:
             spool.close()
@@ -115,7 +131,14 @@ def _open_spool(root: Path, instance: str) -> FileSpool:
         raise ConfigError(f"data_dir: the spool {root} cannot be used: {error}") from None
 
 
-def _seams(config: GatewayConfig, observer: Observer, url: str, instance: str, spool: FileSpool) -> Seams:
+def _seams(
+    config: GatewayConfig,
+    observer: Observer,
+    url: str,
+    instance: str,
+    spool: FileSpool,
+    reread: Reread | None,
+) -> Seams:
     return Seams(
         connect_redis=redis_connect(
             url,
@@ -127,6 +150,7 @@ def _seams(config: GatewayConfig, observer: Observer, url: str, instance: str, s
         random=random_factory(config.seed),
         observer=observer,
         spool=spool,
+        reread=reread,
     )
 
 
@@ -143,7 +167,7 @@ async def _main(
             on_ready(gateway)
 
     async def watch(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        await _watch_signals(stop, task_status=task_status)
+        await _watch_signals(stop, gateway.reload, task_status=task_status)
 
     further = extra_services(gateway) if extra_services is not None else ()
     await gateway.run(stop, extra_services=(watch, *further, ready))

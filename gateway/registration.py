@@ -55,11 +55,13 @@ class RegisteredService(msgspec.Struct, frozen=True):
     Attributes:
         id: its name in the registry; a label, nothing is parsed from it.
         ends_ms: Redis time at which it lapses unless it is renewed.
+        since_ms: Redis time since which it says the same.
     """
 
     id: str
     entry: ServiceEntry
     ends_ms: int
+    since_ms: int
 
 
 _decode = msgspec.json.Decoder(ServiceEntry).decode

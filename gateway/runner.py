@@ -13,6 +13,7 @@ import trio
 from gateway.config import RunnerConfig
 from gateway.connector import Connector, JobResult
 from gateway.context import ProgressPump, RunningJob
+from gateway.endpoints import BoundEndpoint
 from gateway.errors import FaultClass, GatewayError, JobFault, StoreError
 from gateway.headers import HEADER_EPOCH, HEADER_EXPECTED_ENDPOINT, HEADER_EXPECTED_INSTANCE, HEADER_WORKER
 from gateway.leases import EndReason, LeaseKeeper, Ownership
@@ -46,16 +47,18 @@ MakeConnector = Callable[[str, str, Worker], Connector]
 
 
 class _Attempt:
-    """Everything one attempt knows; lives as long as its task."""
+    """Everything one attempt knows; lives as long as its task. ``home`` is the endpoint it was claimed for."""
 
-    __slots__ = ("connector", "foreign", "grant", "job", "observer", "ownership", "worker")
+    __slots__ = ("connector", "foreign", "grant", "home", "job", "observer", "ownership")
 
-    def __init__(self, grant: Grant, ownership: Ownership, worker: Worker, observer: AttemptObserver) -> None:
+    def __init__(
+        self, grant: Grant, ownership: Ownership, home: BoundEndpoint, observer: AttemptObserver
+    ) -> None:
         self.grant = grant
         self.ownership = ownership
-        self.worker = worker
+        self.home = home
         self.observer = observer
-        self.connector: Connector = worker.connector
+        self.connector: Connector = home.connector
         #: Speaks to the endpoint where an earlier owner left the work, when that is not the worker's own.
         self.foreign: Connector | None = None
         self.job: RunningJob | None = None
@@ -63,19 +66,23 @@ class _Attempt:
     @property
     def endpoint(self) -> str:
         """Address of the instance that does the work."""
-        return self.worker.url if self.at_home else self.connector.setup.endpoint.url
+        return self.home.url if self.at_home else self.connector.setup.endpoint.url
+
+    @property
+    def worker(self) -> Worker:
+        return self.home.worker
 
     @property
     def at_home(self) -> bool:
         """Whether the worker's own instance does the work."""
-        return self.connector is self.worker.connector
+        return self.connector is self.home.connector
 
     def endpoint_spoke(self, fault_class: FaultClass | None) -> None:
-        """Feed the worker's breaker; what another endpoint does says nothing about the worker's own."""
+        """Feed the endpoint's breaker; what another endpoint does says nothing about the worker's own."""
         if self.at_home:
-            self.worker.endpoint_spoke(fault_class)
+            self.home.spoke(fault_class)
         else:
-            self.worker.breaker.undecided()
+            self.home.breaker.undecided()
 
 
 class JobRunner:
@@ -120,21 +127,21 @@ class JobRunner:
         self._make_connector = make_connector
         self._retry = retry
         self._config = config
-        self._result_bytes_max = result_bytes_max
+        self.result_bytes_max = result_bytes_max
         self._random = random
         self._now_s = now_s
         self._slot_freed = slot_freed
         self._running: dict[RunningJob, Ownership] = {}
 
-    async def run(self, grant: Grant, ownership: Ownership, worker: Worker) -> None:
+    async def run(self, grant: Grant, ownership: Ownership, home: BoundEndpoint) -> None:
         """One job's task, from ownership to settlement; raises nothing but a cancellation."""
         ownership.limit(grant.timeout_s, aftercare_s=AFTERCARE_S)
-        endpoint = worker.config.endpoint
+        worker = home.worker
         try:
             with self._observer.attempt(
-                grant, worker_id=worker.worker_id, connector_key=worker.connector.key, endpoint=endpoint
+                grant, worker_id=worker.worker_id, connector_key=worker.connector_key, endpoint=home.url
             ) as observer:
-                attempt = _Attempt(grant, ownership, worker, observer)
+                attempt = _Attempt(grant, ownership, home, observer)
                 try:
                     settlement = await self._attempt(attempt)
                 finally:
@@ -148,7 +155,7 @@ class JobRunner:
                         self._observer.recovering(Strategy.DUPLICATE_EXECUTION_DETECTED)
         finally:
             self._keeper.disown(ownership, "ended")
-            worker.job_ended()
+            home.job_ended()
             self._slot_freed(worker)
 
     async def watch_silence(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -199,7 +206,7 @@ class JobRunner:
     def _locate(self, attempt: _Attempt) -> Reference | None:
         """Where an earlier owner left the work, if anywhere we can ask; points the attempt's connector there."""
         left = Reference.read(attempt.grant.reference)
-        if left is None or left.endpoint == attempt.worker.url:
+        if left is None or left.endpoint == attempt.home.url:
             return left
         try:
             attempt.foreign = self._make_connector(left.connector_key, left.endpoint, attempt.worker)
@@ -220,8 +227,8 @@ class JobRunner:
             HEADER_EPOCH: str(grant.epoch),
             HEADER_EXPECTED_ENDPOINT: endpoint,
         }
-        if attempt.at_home and worker.config.instance:
-            routing[HEADER_EXPECTED_INSTANCE] = worker.config.instance
+        if attempt.at_home and attempt.home.place.instance:
+            routing[HEADER_EXPECTED_INSTANCE] = attempt.home.place.instance
 
         def headers() -> dict[str, str]:
             return {**attempt.observer.headers, **routing}
@@ -273,9 +280,9 @@ class JobRunner:
 
     async def _run_here(self, attempt: _Attempt, finding: Finding) -> JobResult:
         """Hand the job to the worker's own instance, its reference stored first."""
-        connector = attempt.connector = attempt.worker.connector
+        connector = attempt.connector = attempt.home.connector
         name = reference_name(attempt.grant, fresh=finding is Finding.RUN_FRESH)
-        job = self._prepare(attempt, Reference(connector.key, attempt.worker.url, name))
+        job = self._prepare(attempt, Reference(connector.key, attempt.home.url, name))
         if connector.capabilities.query or connector.capabilities.cancel:
             await job.store_reference()
         with attempt.observer.service_call("run"):
@@ -284,14 +291,14 @@ class JobRunner:
     def _completed(self, attempt: _Attempt, result: JobResult) -> Settlement:
         body = _encode(result.value)
         attempt.endpoint_spoke(None)
-        if len(body) > self._result_bytes_max:
-            message = f"the result of {len(body)} bytes exceeds {self._result_bytes_max}"
+        if len(body) > self.result_bytes_max:
+            message = f"the result of {len(body)} bytes exceeds {self.result_bytes_max}"
             return self._buried(attempt, JobFault(FaultClass.VALIDATION, message))
         detail: dict[str, Any] = {"endpoint": attempt.endpoint}
         if result.served_by:
             detail["served_by"] = result.served_by
-        if attempt.at_home and attempt.worker.config.instance:
-            detail["expected"] = attempt.worker.config.instance
+        if attempt.at_home and attempt.home.place.instance:
+            detail["expected"] = attempt.home.place.instance
         return Settlement.completed(attempt.grant, body=body.decode(), detail=_encode(detail).decode())
 
     async def _faulted(self, attempt: _Attempt, fault: JobFault) -> Settlement | None:
@@ -347,7 +354,7 @@ class JobRunner:
             message = f"no sign of life for {self._config.silence_max_s:g} s"
             return await self._faulted(attempt, JobFault(FaultClass.TIMEOUT, message, outcome_unknown=True))
         if reason is EndReason.CANCEL_REQUESTED:
-            attempt.worker.breaker.undecided()
+            attempt.home.breaker.undecided()
             await self._cancel_at_service(attempt)
             return Settlement.cancelled(attempt.grant)
         if reason is EndReason.INTERRUPTED:

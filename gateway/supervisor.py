@@ -12,24 +12,32 @@ Draining: the intake stops at once, jobs get ``grace_s``, what is left is releas
 from __future__ import annotations
 
 import logging
+import os
 import random as random_module
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import trio
 
+from gateway.binding import Binder
 from gateway.config import GatewayConfig, WorkerConfig
+from gateway.config_paths import text_of
+from gateway.config_secrets import SecretProblem, reveal
 from gateway.connector import Connector, ConnectorSetup
 from gateway.connectors.registry import Registry, default_registry
 from gateway.context import ProgressPump
+from gateway.discovery import Place
+from gateway.endpoints import BoundEndpoint
 from gateway.errors import ConfigError
-from gateway.health import LagMonitor, probe_health
+from gateway.health import HealthProbe, LagMonitor
 from gateway.intake import Intake
 from gateway.leases import LeaseKeeper, Ownership
 from gateway.models import Grant, WorkerId
 from gateway.observer import Observer, SilentObserver
+from gateway.reload import Change, Reloader
+from gateway.reloading import ConfigWatch, Reread
 from gateway.runner import JobRunner
 from gateway.settling import Settler
 from gateway.spool import MemorySpool, Spool
@@ -63,6 +71,7 @@ class Seams:
         observer: the event sink.
         spool: where settlements wait while Redis is away.
         registry: the known connectors.
+        reread: reads the configuration again for a live reload; None where it never changes.
     """
 
     connect_redis: RedisConnect
@@ -75,6 +84,7 @@ class Seams:
     observer: Observer = field(default_factory=SilentObserver)
     spool: Spool = field(default_factory=MemorySpool)
     registry: Registry = field(default_factory=default_registry)
+    reread: Reread | None = None
 
 
 class StopSwitch:
@@ -115,6 +125,8 @@ class Gateway:
             command_timeout_s=config.redis.command_timeout_s,
             connect_timeout_s=config.redis.connect_timeout_s,
         )
+        #: The connectors' own settings, secrets in them looked up.
+        self._options: dict[str, dict[str, Any]] = {}
         self.workers = [self._worker(name, worker) for name, worker in config.workers.items()]
         self.keeper = LeaseKeeper(
             self.store,
@@ -137,23 +149,58 @@ class Gateway:
         )
         self.intake = self._intake()
         self.runner = self._runner()
+        self.binder = Binder(
+            self.workers,
+            self.store,
+            config.discovery,
+            make=self._endpoint,
+            probe=HealthProbe(
+                config.health,
+                now_s=seams.now_s,
+                random=seams.random,
+                on_change=self._health_changed,
+                on_capabilities=self._endpoints_changed,
+            ),
+            on_change=self._endpoints_changed,
+        )
+        self.reloader = Reloader(config)
+        self.reloader.on(("workers", "*", "slots"), self._take_slots)
+        self.reloader.on(("limits",), self._take_limits)
+        self.config_watch = (
+            None if seams.reread is None else ConfigWatch(self.store, self.reloader, seams.reread)
+        )
         self._jobs: trio.Nursery | None = None
 
     def _worker(self, name: str, config: WorkerConfig) -> Worker:
-        connector = self._connector(config.connector, config.endpoint, config.options, f"workers.{name}")
+        try:
+            self._options[name] = reveal(config.options, os.environ)
+        except SecretProblem as problem:
+            raise ConfigError(f"workers.{name}.options: {problem}") from None
         return Worker(
             WorkerId(f"{self.seams.machine}/{name}"),
+            name,
             config,
-            connector,
-            health=self.config.health,
-            now_s=self.seams.now_s,
-            observer=self.seams.observer,
+            connector_key=config.connector,
+            service=self.seams.registry.load(config.connector).service,
             machine=self.seams.machine,
         )
 
-    def _connector(self, key: str, endpoint: str, options: Mapping[str, Any], where: str) -> Connector:
+    def _endpoint(self, worker: Worker, place: Place) -> BoundEndpoint:
+        return BoundEndpoint(
+            worker,
+            place,
+            self._connector(
+                worker.connector_key, place.url, worker, f"workers.{worker.name}", place.instance
+            ),
+            health=self.config.health,
+            now_s=self.seams.now_s,
+            observer=self.seams.observer,
+        )
+
+    def _connector(self, key: str, url: str, worker: Worker, where: str, instance: str = "") -> Connector:
+        """A connector of the worker's for any endpoint."""
         try:
-            address = Endpoint.parse(endpoint)
+            address = Endpoint.parse(url)
         except EndpointError as error:
             raise ConfigError(f"{where}.endpoint: {error}") from None
         setup = ConnectorSetup(
@@ -162,7 +209,8 @@ class Gateway:
             open_channel=self.seams.open_channel,
             random=self.seams.random(f"connector {where}"),
             now_s=self.seams.now_s,
-            options={"stall_s": self.config.runner.stall_s, **options},
+            options={"stall_s": self.config.runner.stall_s, **self._options[worker.name]},
+            instance=instance,
         )
         return self.seams.registry.load(key)(setup)
 
@@ -187,20 +235,45 @@ class Gateway:
             self.keeper,
             self.pump,
             self.seams.observer,
-            make_connector=lambda key, endpoint, worker: self._connector(
-                key, endpoint, worker.config.options, worker.worker_id
-            ),
+            make_connector=lambda key, url, worker: self._connector(key, url, worker, worker.worker_id),
             retry=self.config.retry.policy(),
             config=self.config.runner,
             result_bytes_max=self.config.limits.result_bytes_max,
             random=self.seams.random("runner"),
             now_s=self.seams.now_s,
-            slot_freed=self.intake.slot_freed,
+            slot_freed=self._slot_freed,
         )
 
-    def _spawn(self, grant: Grant, ownership: Ownership, worker: Worker) -> None:
+    def _spawn(self, grant: Grant, ownership: Ownership, endpoint: BoundEndpoint) -> None:
         assert self._jobs is not None, "jobs are spawned only while the jobs nursery is open"
-        self._jobs.start_soon(self.runner.run, grant, ownership, worker)
+        self._jobs.start_soon(self.runner.run, grant, ownership, endpoint)
+
+    def _slot_freed(self, worker: Worker) -> None:
+        self.intake.slot_freed(worker)
+        if worker.leaving:
+            self.binder.look()
+
+    def _endpoints_changed(self) -> None:
+        self.intake.endpoints_changed()
+        self.registrar.look()
+
+    def _take_slots(self, config: GatewayConfig, _changes: Sequence[Change]) -> None:
+        """Fewer slots end no job: nothing is claimed until enough have ended."""
+        for worker in self.workers:
+            worker.slots_each = config.workers[worker.name].slots
+        self.intake.look()
+        self.registrar.look()
+
+    def _take_limits(self, config: GatewayConfig, _changes: Sequence[Change]) -> None:
+        self.store.limits = config.limits.store_limits()
+        self.runner.result_bytes_max = config.limits.result_bytes_max
+        self.registrar.every_s = config.limits.worker_ttl_s / 3
+        self.registrar.look()
+
+    def reload(self) -> None:
+        """Read the configuration again and take up what may change without a restart."""
+        if self.config_watch is not None:
+            self.config_watch.reload()
 
     def _health_changed(self) -> None:
         self.intake.look()
@@ -216,18 +289,8 @@ class Gateway:
             "loop_lag_s": self.lag.lag_s,
             "jobs": len(self.keeper),
             "spooled": self.settler.spooled,
-            "workers": [
-                {
-                    "worker": worker.worker_id,
-                    "service": worker.service,
-                    "endpoint": worker.config.endpoint,
-                    "healthy": worker.gate.healthy,
-                    "running": worker.running,
-                    "slots": worker.slots,
-                    "refusal": worker.refusal(),
-                }
-                for worker in self.workers
-            ],
+            "restart_needed": ", ".join(text_of(change.path) for change in self.reloader.waiting),
+            "workers": [worker.status() for worker in self.workers],
         }
 
     async def run(
@@ -274,8 +337,9 @@ class Gateway:
             services.cancel_scope.cancel()
         # Only now: a probe that still runs must not meet a closed connector.
         for worker in self.workers:
-            with trio.move_on_after(config.runner.cancel_timeout_s, shield=True):
-                await worker.connector.aclose()
+            for endpoint in (*worker.endpoints, *worker.leaving):
+                with trio.move_on_after(config.runner.cancel_timeout_s, shield=True):
+                    await endpoint.connector.aclose()
         log.info("gateway %s has stopped", seams.instance)
 
     async def _start_services(self, services: trio.Nursery) -> None:
@@ -285,18 +349,7 @@ class Gateway:
         if config.runner.silence_max_s > 0:
             await services.start(self.runner.watch_silence)
 
-        for worker in self.workers:
-            # Not awaited: a service that is down must not keep the gateway from starting.
-            services.start_soon(
-                partial(
-                    probe_health,
-                    worker,
-                    every_s=config.health.probe_s,
-                    timeout_s=config.health.probe_timeout_s,
-                    random=seams.random(f"probe {worker.worker_id}"),
-                    on_change=self._health_changed,
-                )
-            )
+        await services.start(self.binder.run, services)
         periodic = (
             partial(sweep_regularly, every_s=config.lease.sweep_s, random=seams.random("sweeper")),
             partial(observe_regularly, every_s=config.telemetry.queue_look_s, on_return=self.intake.look),
@@ -304,6 +357,8 @@ class Gateway:
         for duty in periodic:
             await services.start(duty, self.store, seams.observer)
         await services.start(self.registrar.run)
+        if self.config_watch is not None:
+            await services.start(self.config_watch.run)
 
     async def _drain(self, jobs: trio.Nursery, stop: StopSwitch) -> None:
         """Wait for the running jobs, then interrupt what is left and give it time to be released."""

@@ -124,14 +124,15 @@ def describe_worker(worker: Worker, instance: str) -> bytes:
     return _encode(
         {
             "service": worker.service,
-            "connector": worker.connector.key,
-            "endpoint": worker.config.endpoint,
+            "connector": worker.connector_key,
+            "endpoint": worker.url,
             "instance": instance,
             "slots": worker.slots,
             "running": worker.running,
-            "healthy": worker.gate.healthy,
+            "healthy": worker.healthy,
             "refusal": worker.refusal(),
             "capabilities": dict(worker.capabilities),
+            "endpoints": [endpoint.status() for endpoint in (*worker.endpoints, *worker.leaving)],
         }
     )
 
@@ -148,7 +149,7 @@ class Registrar:
         self._store = store
         self._workers = workers
         self._instance = instance
-        self._every_s = every_s
+        self.every_s = every_s
         self._changed = trio.Event()
 
     def look(self) -> None:
@@ -171,7 +172,7 @@ class Registrar:
                 started = True
                 task_status.started()
             await trio.sleep(CHANGE_PAUSE_S)  # a flapping service must not become a storm of entries
-            with trio.move_on_after(self._every_s):
+            with trio.move_on_after(self.every_s):
                 await self._changed.wait()
             self._changed = trio.Event()
 

@@ -88,10 +88,15 @@ class FleetSetup:
         values["api"] |= {"port": None}
         for name, place in self.places.items():
             # The path belongs to the interface (``/v1``), not to the machine that is replaced.
-            path = Endpoint.parse(self.config.workers[name].endpoint).path
+            endpoint = self.config.workers[name].endpoint
+            path = Endpoint.parse(endpoint).path if endpoint else ""
             values["workers"][name] |= {
                 "endpoint": services[place].url + path,
                 "instance": services[place].instance,
+                "endpoints": [],
+                "base_url": "",
+                "base_port": None,
+                "discover": None,
             }
         return values
 
@@ -153,7 +158,7 @@ def setup_of(config: GatewayConfig, source: str, *, simulated: Mapping[str, str]
         connector = registry.load(worker.connector)
         spoken = simulated.get(worker.connector)
         if spoken is not None:
-            places[name] = instances.setdefault((worker.endpoint, spoken), len(instances))
+            places[name] = instances.setdefault((_own_place(name, worker), spoken), len(instances))
             kinds.setdefault(connector.service, spoken)
             asked = asked and connector.capabilities.query
     if not places:
@@ -167,6 +172,11 @@ def setup_of(config: GatewayConfig, source: str, *, simulated: Mapping[str, str]
         dialects=tuple(spoken for _, spoken in instances),
         asked=asked,
     )
+
+
+def _own_place(name: str, worker: WorkerConfig) -> str:
+    """What tells one worker's service from another's: its address, or the worker's name where it is discovered."""
+    return worker.endpoint or f"of {name}"
 
 
 def _nothing(source: str, workers: Mapping[str, WorkerConfig], simulated: Mapping[str, str]) -> str:

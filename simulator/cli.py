@@ -87,6 +87,8 @@ def _read_plan(file: Path | None, assignments: list[str], *, quiet: bool) -> Fau
         "simulator serve --http --fault error_5xx_rate=0:0.5,30:0\n\n"
         "[dim]# For scripts: free ports, one JSON line when ready, a journal that survives[/dim]\n\n"
         "simulator serve --http --base-port 0 --json --journal journal.ndjson\n\n"
+        "[dim]# Found by the gateways of a queue, wherever they listen[/dim]\n\n"
+        "simulator serve --http --instances 3 --base-port 0 --register redis://localhost:6379 --queue renders\n\n"
         "[dim]# While it runs: change a fault, forget all jobs, read what was really executed[/dim]\n\n"
         "curl -X PUT 127.0.0.1:8299/control/faults -d '{\"hang_rate\": 0.1}'\n\n"
         "curl -X POST 127.0.0.1:8299/control/restart\n\n"
@@ -136,10 +138,15 @@ def serve(
     journal: Annotated[
         Path | None, typer.Option(help="Append the journal of all instances, as NDJSON.")
     ] = None,
+    register: Annotated[
+        str, typer.Option(help="Redis URL: gateways of --queue find the instances in their registry there.")
+    ] = "",
+    queue: Annotated[str, typer.Option(help="Whose registry, with --register.")] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line when ready, for scripts.")] = False,
 ) -> None:
     """Serve simulated services on real sockets until SIGTERM or SIGINT."""
     from simulator.dialects.catalogue import DialectError
+    from simulator.registering import Registry
     from simulator.serving import Fleet, JournalFile, StartError, serve_fleet
 
     chosen = _chosen(http, websocket=websocket, grpc=grpc, named=dialect or [])
@@ -155,6 +162,7 @@ def serve(
             plan=plan,
             slots=slots,
             duration_s=duration_s,
+            registry=Registry(register, queue) if register else None,
         )
         with JournalFile(journal) as sink:
             serve_fleet(fleet, sink, _say_ready_json if as_json else _say_ready)

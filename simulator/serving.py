@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import platform
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import msgspec
 import trio
 
 from gateway.connectors.simulation.wire import JournalEntry, encode
+from gateway.errors import GatewayError
 from simulator.dialects.catalogue import Dialect, Listening, Twin
 from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
+from simulator.registering import Registrations, Registry, announcements
 from simulator.seeding import streams
 from simulator.services.control import serve_control
 
@@ -38,6 +41,7 @@ class Fleet:
             the port where such services listen.
         name: the instances are called ``NAME-0`` and so on; empty: after their dialects.
         duration_s: how long a job takes that does not say, seconds.
+        registry: where the instances are registered; None for nowhere.
     """
 
     dialects: tuple[Dialect, ...]
@@ -49,6 +53,7 @@ class Fleet:
     plan: FaultPlan
     slots: int
     duration_s: float
+    registry: Registry | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +161,36 @@ async def _serve(
         try:
             async with trio.open_nursery() as nursery:
                 ready = [await _start(nursery, fleet, place, sink) for place in places(fleet)]
+                registrations = await _announce(nursery, fleet, ready)
                 on_ready(ready)
                 async for _signal in signals:
+                    if registrations is not None:
+                        await registrations.sign_off()
                     nursery.cancel_scope.cancel()
                     break
         except* StartError as group:
             raise _first(group) from None
+
+
+async def _announce(nursery: trio.Nursery, fleet: Fleet, ready: list[Ready]) -> Registrations | None:
+    """Register all instances; returns once gateways can find them."""
+    if fleet.registry is None:
+        return None
+    connectors = {dialect.name: dialect.connectors for dialect in fleet.dialects}
+    announced = [
+        announcement
+        for one in ready
+        for announcement in announcements(one.instance, one.url, platform.node(), connectors[one.dialect])
+    ]
+    registrations = Registrations(fleet.registry, announced)
+    try:
+        await nursery.start(registrations.run)
+    except* GatewayError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise StartError(f"cannot register the instances: {error}") from None
+    return registrations
 
 
 def _first(group: BaseExceptionGroup[StartError]) -> StartError:

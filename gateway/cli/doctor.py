@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import random
 import time
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from gateway.errors import ConfigError, ConnectorError, GatewayError
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig, WorkerConfig
+    from gateway.discovery import Place
+    from gateway.registration import RegisteredService
 
 #: Streams, ZADD GT and the RESP3 handshake in the form used here need it.
 REDIS_VERSION_MIN = (6, 2)
@@ -121,11 +124,11 @@ def examine(common: Common) -> list[Finding]:
         return [Finding("configuration", Level.BAD, str(error), "correct it; nothing else was looked at")]
     source = common.config_path()
     findings = [Finding("configuration", Level.OK, str(source) if source else "no file")]
-    findings += _examine_redis(common, settings)
-    return findings + _examine_workers(settings)
+    seen, registry = _examine_redis(common, settings)
+    return findings + seen + _examine_workers(settings, registry)
 
 
-def _examine_redis(common: Common, settings: GatewayConfig) -> list[Finding]:
+def _examine_redis(common: Common, settings: GatewayConfig) -> tuple[list[Finding], list[RegisteredService]]:
     try:
         with common.client(settings) as client:
             before_s = time.time()
@@ -133,51 +136,67 @@ def _examine_redis(common: Common, settings: GatewayConfig) -> list[Finding]:
             middle_s = (before_s + time.time()) / 2
             facts = client.server_facts()
             queue = client.stats()
+            registry = client.services()
     except GatewayError as error:
         remedy = "start Redis, or correct redis_url, its credentials or the network between"
-        return [Finding("redis", Level.BAD, str(error), remedy)]
+        return [Finding("redis", Level.BAD, str(error), remedy)], []
     findings = [Finding("redis", Level.OK, "reachable"), *judge_server(facts), judge_clock(now_s - middle_s)]
     state = Level.WARN if queue.paused else Level.OK
     remedy = "`gateway resume` lets workers claim again" if queue.paused else ""
     detail = f"{settings.queue}: {queue.pending_total} pending, {queue.running} running"
-    return [*findings, Finding("queue", state, detail + (", paused" if queue.paused else ""), remedy)]
+    about_queue = Finding("queue", state, detail + (", paused" if queue.paused else ""), remedy)
+    return [*findings, about_queue], registry
 
 
-def _examine_workers(settings: GatewayConfig) -> list[Finding]:
+def _examine_workers(settings: GatewayConfig, registry: list[RegisteredService]) -> list[Finding]:
     if not settings.workers:
         remedy = "add [workers.NAME] to the file, or pass --worker to `gateway run`"
         return [Finding("workers", Level.WARN, "none configured", remedy)]
     import trio
 
+    from gateway.discovery import resolve
+
+    findings: list[Finding] = []
+    places: list[tuple[str, WorkerConfig, Place]] = []
+    for name, worker in settings.workers.items():
+        try:
+            found = resolve(name, worker, worker.connector, registry)
+        except ConfigError as error:
+            findings.append(Finding(f"worker {name}", Level.BAD, str(error), f"correct workers.{name}"))
+            continue
+        if found.problem:
+            remedy = "register the service (`gateway register`), or say where it is"
+            findings.append(Finding(f"worker {name}", Level.BAD, found.problem, remedy))
+        places += [(name, worker, place) for place in found.places]
+
     async def probe() -> list[Finding]:
-        return [await _examine_worker(name, worker, settings) for name, worker in settings.workers.items()]
+        return [await _examine_place(name, worker, place, settings) for name, worker, place in places]
 
-    return trio.run(probe)
+    return findings + trio.run(probe)
 
 
-async def _examine_worker(name: str, worker: WorkerConfig, settings: GatewayConfig) -> Finding:
+async def _examine_place(name: str, worker: WorkerConfig, place: Place, settings: GatewayConfig) -> Finding:
     import trio
 
+    from gateway.config_secrets import SecretProblem, reveal
     from gateway.connector import ConnectorSetup
     from gateway.connectors.registry import default_registry
     from protocols.base import Endpoint, open_tcp
-    from protocols.errors import EndpointError
 
     check = f"worker {name}"
     try:
         setup = ConnectorSetup(
-            endpoint=Endpoint.parse(worker.endpoint),
+            endpoint=Endpoint.parse(place.url),
             open_stream=open_tcp,
             random=random.Random(),
             now_s=trio.current_time,
-            options={"stall_s": settings.runner.stall_s, **worker.options},
+            options={"stall_s": settings.runner.stall_s, **reveal(worker.options, os.environ)},
+            instance=place.instance,
         )
         connector = default_registry().load(worker.connector)(setup)
-    except (ConnectorError, ConfigError) as error:
+    except (ConnectorError, ConfigError, SecretProblem) as error:
         return Finding(check, Level.BAD, str(error), f"correct workers.{name}")
-    except EndpointError as error:
-        return Finding(check, Level.BAD, str(error), f"correct workers.{name}.endpoint")
-    where = f"{worker.connector} at {worker.endpoint}"
+    where = f"{worker.connector} at {place.url}"
     try:
         with trio.move_on_after(settings.health.probe_timeout_s):
             report = await connector.health()

@@ -13,6 +13,7 @@ from gateway.errors import ConfigError, GatewayError
 
 if TYPE_CHECKING:
     from gateway.config import GatewayConfig
+    from gateway.reloading import Reread
     from gateway.supervisor import Gateway
     from gateway.telemetry import Telemetry
 
@@ -71,11 +72,12 @@ def run(
     sources = common.sources(more, options)
     # The client stays: without a redis_url it holds the embedded Redis, which would else stop and start in between.
     with common.client(sources.load().config) as client:
-        _run(sources.load(client.overrides().values).config, as_json=common.json)
+        settings = sources.load(client.overrides().values).config
+        _run(settings, as_json=common.json, reread=lambda fleet: sources.load(fleet).config)
     return 0
 
 
-def _run(settings: GatewayConfig, *, as_json: bool) -> None:
+def _run(settings: GatewayConfig, *, as_json: bool, reread: Reread) -> None:
     from gateway.process import run_process
     from gateway.telemetry import build_telemetry, configure_logging
 
@@ -92,7 +94,14 @@ def _run(settings: GatewayConfig, *, as_json: bool) -> None:
             write_line(f"gateway ready: queue {settings.queue}, workers {names}{page}")
 
     try:
-        run_process(settings, telemetry, extra_services=_pages(settings, telemetry, ready), on_ready=on_ready)
+        run_process(
+            settings,
+            telemetry,
+            extra_services=_pages(settings, telemetry, ready),
+            on_ready=on_ready,
+            reread=reread,
+            on_log_level=logging.set_level,
+        )
     finally:
         telemetry.shutdown()
         logging.remove()

@@ -89,8 +89,8 @@ def discover_call(keys: QueueKeys) -> ScriptCall:
 def discover_reply(raw: Raw) -> tuple[int, list[RegisteredService]]:
     """Redis time in milliseconds, and the living services by id; unreadable entries are left out."""
     found = []
-    for at in range(1, len(raw), 3):
-        entry = decode_entry(raw[at + 2])
+    for at in range(1, len(raw), 4):
+        entry = decode_entry(raw[at + 3])
         if entry is not None:
-            found.append(RegisteredService(raw[at].decode(), entry, int(raw[at + 1])))
+            found.append(RegisteredService(raw[at].decode(), entry, int(raw[at + 1]), int(raw[at + 2])))
     return int(raw[0]), sorted(found, key=lambda service: service.id)

@@ -157,6 +157,13 @@ class LogSetup:
             self._levels.append((logger, logger.level))
             logger.setLevel(level)
 
+    def set_level(self, name: str) -> None:
+        """Show our own lines from this level up from now on."""
+        level = logging.getLevelNamesMapping()[name.upper()]
+        logging.getLogger().setLevel(max(level, logging.WARNING))
+        for own in OWN_LOGGERS:
+            logging.getLogger(own).setLevel(level)
+
     def remove(self) -> None:
         """Take the handler away and put the levels back."""
         logging.getLogger().removeHandler(self.handler)

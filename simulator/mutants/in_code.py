@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -11,6 +11,7 @@ from coredis.connection._request import BaseRequest
 
 from gateway.breaker import HealthGate
 from gateway.connector import Connector
+from gateway.endpoints import BoundEndpoint
 from gateway.errors import StoreError
 from gateway.leases import EndReason, LeaseKeeper, Ownership
 from gateway.models import Grant, JobState, LeaseStatus, Settlement, SettlementKind, Verdict
@@ -114,20 +115,20 @@ async def _script_with_our_time(self: RedisLink, call: ScriptCall, *, timeout_s:
     return await _script(self, ScriptCall(call.script, call.keys, [*call.args, now_us]), timeout_s=timeout_s)
 
 
-def _start_uncounted(self: Worker) -> None:
+def _start_uncounted(self: BoundEndpoint) -> None:
     self.breaker.started(self._now_s())
 
 
-def _end_uncounted(self: Worker) -> None:
-    """Instead of ``Worker.job_ended``: nothing was counted."""
+def _end_uncounted(self: BoundEndpoint) -> None:
+    """Instead of ``BoundEndpoint.job_ended``: nothing was counted."""
 
 
 def _one_connector_per_key(
-    self: Gateway, key: str, endpoint: str, options: Mapping[str, Any], where: str
+    self: Gateway, key: str, url: str, worker: Worker, where: str, instance: str = ""
 ) -> Connector:
     shared: dict[str, Connector] = self.__dict__.setdefault("_shared", {})
     if key not in shared:
-        shared[key] = _connector(self, key, endpoint, options, where)
+        shared[key] = _connector(self, key, url, worker, where, instance)
     return shared[key]
 
 
@@ -251,7 +252,9 @@ CODE_MUTANTS: tuple[Mutant, ...] = (
         breaks="A worker does not count the jobs it runs.",
         promise="Slots are never exceeded.",
         judges=frozenset({Judge.AUDITOR}),
-        put_in=replacements((Worker, "job_started", _start_uncounted), (Worker, "job_ended", _end_uncounted)),
+        put_in=replacements(
+            (BoundEndpoint, "job_started", _start_uncounted), (BoundEndpoint, "job_ended", _end_uncounted)
+        ),
     ),
     Mutant(
         name="one-connector-per-key",

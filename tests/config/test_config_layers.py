@@ -109,7 +109,7 @@ def test_other_variables_are_left_alone(tmp_path: Path) -> None:
         (None, {"GATEWAY_WORKERS": '{"a": }'}, {}, ["GATEWAY_WORKERS", "line 1 column 7"]),
         (None, {"GATEWAY_WORKERS": "[]"}, {}, ["GATEWAY_WORKERS", "expected a JSON object"]),
         (None, {"GATEWAY_WORKERS__A__OPTIONS__KEY": "1"}, {}, ["set GATEWAY_WORKERS__A__OPTIONS as one JSON"]),
-        (None, {"GATEWAY_WORKERS__A__CONNECTOR": "x"}, {}, ["GATEWAY_WORKERS__A__CONNECTOR", "workers.a.endpoint"]),
+        (None, {"GATEWAY_WORKERS__A__ENDPOINT": "x"}, {}, ["GATEWAY_WORKERS__A__ENDPOINT", "workers.a.connector"]),
         (None, {"GATEWAY_QUEUE": "a", "GATEWAY_queue": "b"}, {}, ["GATEWAY_QUEUE and GATEWAY_queue"]),
         ("queue = 'x'\nbogus = 1", {}, {}, ["gateway.toml:2: bogus: unknown key"]),
         ("[lease]\nlenght_s = 1", {}, {}, ["gateway.toml:2: lease.lenght_s", "did you mean 'length_s'"]),
@@ -148,6 +148,25 @@ def test_every_mistake_is_told(tmp_path: Path) -> None:
         ({"limits": {"worker_ttl_s": 10.0}}, ["worker_ttl_s = 10", "renew_s = 5"]),
         ({"retry": {"base_s": 90.0}}, ["base_s = 90", "delay_max_s = 60"]),
         ({"retry": {"snooze_default_s": 7200.0}}, ["snooze_default_s = 7200", "snooze_max_s"]),
+        (
+            {"workers": {"a": {**WORKER, "endpoints": ["http://h:2"]}}},
+            ["workers.a", "endpoint and endpoints"],
+        ),
+        ({"workers": {"a": {"connector": "x", "base_url": "http://h:{port}"}}}, ["base_url and base_port"]),
+        ({"workers": {"a": {"connector": "x", "base_url": "http://h", "base_port": 1}}}, ["contain {port}"]),
+        (
+            {
+                "workers": {
+                    "a": {"connector": "x", "base_url": "http://h:{port}", "base_port": 65535, "index": 1}
+                }
+            },
+            ["base_port + index = 65536"],
+        ),
+        ({"workers": {"a": {"connector": "x", "instance": "i", "endpoints": ["a", "b"]}}}, ["one name"]),
+        (
+            {"workers": {"a": {"connector": "x", "discover": {"match": {"x": {"~": 1}}}}}},
+            ["discover", "operator"],
+        ),
         ({"health": {"breaker_open_s": 90.0}}, ["breaker_open_s = 90", "breaker_open_max_s = 60"]),
     ],
 )

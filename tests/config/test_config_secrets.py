@@ -67,7 +67,7 @@ def test_plain_secrets_on_a_command_line_are_refused() -> None:
         options={("redis_url",): "--redis-url"},
         environment={},
     )
-    with pytest.raises(ConfigError, match="command line --redis-url: redis_url: a secret") as caught:
+    with pytest.raises(ConfigError, match="command line --redis-url: redis_url: credentials") as caught:
         sources.load()
     assert SECRET not in str(caught.value)
 

@@ -43,7 +43,7 @@ def test_key_module_class_and_configuration_agree(key: str) -> None:
     assert (found.key, found.service) == (key, service)
     dialect = dialect_of(key)
     endpoint = f"{dialect.scheme if dialect else 'http'}://127.0.0.1:1"
-    assert type(gateway_of(key, endpoint).workers[0].connector) is found
+    assert type(gateway_of(key, endpoint).workers[0].endpoints[0].connector) is found
 
 
 def test_acronyms_are_capitals() -> None:

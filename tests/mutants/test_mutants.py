@@ -37,7 +37,7 @@ KILLED_BY: dict[str, int] = {
     "one-connector-per-key": 19,
     "claim-not-replayable": 0,
     "epoch-is-attempt": 24,
-    "claim-loses-avoided-job": 24,
+    "claim-loses-avoided-job": 0,
     "settle-without-epoch": 5,
     "terminal-does-not-absorb": 19,
     "completion-leaves-lease": 19,

@@ -5,6 +5,7 @@ For everything that needs no process to be killed: quicker to start, and its sta
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import trio
 
 from gateway.breaker import BreakerState
-from gateway.config import load_config
+from gateway.config_sources import Sources
 from gateway.errors import FaultClass
 from gateway.models import Grant, LeaseRef, Settlement, Verdict
 from gateway.observer import AttemptObserver, SilentObserver
@@ -187,7 +188,13 @@ class Stage:
             QUICK,
             *settings,
         )
-        config = load_config(overrides=overrides, environment={})
+        # As environment, so that the fleet's overrides are stronger.
+        variables = {
+            f"GATEWAY_{key.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for key, value in overrides.items()
+        }
+        sources = Sources(environment=variables)
+        config = sources.load().config
         notes = Notes()
         seams = Seams(
             connect_redis=redis_connect(
@@ -200,6 +207,7 @@ class Stage:
             random=lambda label: random.Random(f"{self.queue}/{machine}/{label}"),
             observer=notes,
             spool=MemorySpool() if spool is None else spool,
+            reread=lambda fleet: sources.load(fleet).config,
         )
         live = LiveGateway(Gateway(config, seams), StopSwitch(), notes)
         await self.nursery.start(self._run, live)

@@ -32,7 +32,7 @@ async def test_a_job_that_cannot_work_is_dead_at_once(redis_url: str, kind: Erro
         assert (view.attempts, view.error["kind"]) == (1, kind.value)
         assert view.error["message"] == "no such model"
         assert (await service.summary()).executions_by_job == {"job.1": 1}
-        assert live.worker().breaker.state(0.0) is BreakerState.CLOSED
+        assert live.worker().endpoints[0].breaker.state(0.0) is BreakerState.CLOSED
         await watch.audited()
 
 

@@ -31,7 +31,7 @@ async def test_failing_probes_do_not_touch_running_jobs(redis_url: str) -> None:
         running = await watch.submit("running", {"duration_s": 1.0})
         await watch.wait_for(lambda: (running, "run") in live.notes.calls, 5, "run")
         await service.set_faults(health_failure_rate=1.0)
-        await until(lambda: not live.worker().gate.healthy, 5, "gate closed")
+        await until(lambda: not live.worker().healthy, 5, "gate closed")
         waiting = await watch.submit("waiting", {"duration_s": 0.05})
         await watch.wait_event("completed", running, 5)
         assert watch.of(waiting) == ["submitted"]
@@ -47,13 +47,13 @@ async def test_a_dead_service_stops_its_own_worker_only(redis_url: str) -> None:
         watch = stage.watch
         good, bad = await stage.service("good"), await stage.service("bad")
         live = await stage.gateway({"good": good, "bad": bad}, slots=2)
-        await until(lambda: all(worker.gate.healthy for worker in live.gateway.workers), 5, "both healthy")
+        await until(lambda: all(worker.healthy for worker in live.gateway.workers), 5, "both healthy")
         await bad.down()
         jobs = [await watch.submit(f"job-{i}", {"duration_s": 0.05}) for i in range(40)]
         await watch.wait_terminal(jobs, 15)
-        await until(lambda: not live.worker("bad").gate.healthy, 5, "gate of the dead service closed")
-        assert live.worker("good").gate.healthy
-        assert live.worker("good").breaker.state(0.0) is BreakerState.CLOSED
+        await until(lambda: not live.worker("bad").healthy, 5, "gate of the dead service closed")
+        assert live.worker("good").healthy
+        assert live.worker("good").endpoints[0].breaker.state(0.0) is BreakerState.CLOSED
         views = [await watch.view(job) for job in jobs]
         assert {view.attempts for view in views} == {0}
         report = await watch.audited()

@@ -351,7 +351,7 @@ async def test_a_lost_claim_is_asked_for_even_when_nothing_may_be_claimed(redis_
         job = await watch.submit("job", {"duration_s": 0.1})
         await dropped.wait()
         await service.set_faults(health_failure_rate=1.0)
-        await until(lambda: not live.worker().gate.healthy, 5, "gate closed")
+        await until(lambda: not live.worker().healthy, 5, "gate closed")
         await watch.wait_event("completed", job, 5)
         assert watch.of(job) == ["submitted", "claimed", "completed"]
         await watch.audited()

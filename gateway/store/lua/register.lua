@@ -6,13 +6,13 @@ local services_key, wake_key = KEYS[1], KEYS[2]
 local services_max = tonumber(ARGV[1])
 local changed, reply = false, {}
 
--- An entry is its end, a blank and its description: both are written, and so expire, as one.
+-- An entry is its end, the moment since which it says the same, and its description: written, and so expiring, as one.
 local entries, count = redis.call('HGETALL', services_key), 0
 local known = {}
 for i = 1, #entries, 2 do
-  local ends_ms, description = string.match(entries[i + 1], '^(%d+) (.*)$')
+  local ends_ms, since_ms, description = string.match(entries[i + 1], '^(%d+) (%d+) (.*)$')
   if ends_ms and tonumber(ends_ms) > now_ms then
-    known[entries[i]] = description
+    known[entries[i]] = { description, since_ms }
     count = count + 1
   else
     redis.call('HDEL', services_key, entries[i])
@@ -33,11 +33,13 @@ for i = 1, tonumber(ARGV[2]) do
   elseif not known[id] and count >= services_max then
     reply[i] = 'full'
   else
-    reply[i] = known[id] == description and 'renewed' or 'registered'
-    changed = changed or reply[i] == 'registered'
+    local same = known[id] and known[id][1] == description
+    local since_ms = same and known[id][2] or int(now_ms)
+    reply[i] = same and 'renewed' or 'registered'
+    changed = changed or not same
     count = count + (known[id] and 0 or 1)
-    known[id] = description
-    redis.call('HSET', services_key, id, int(now_ms + ttl_ms) .. ' ' .. description)
+    known[id] = { description, since_ms }
+    redis.call('HSET', services_key, id, int(now_ms + ttl_ms) .. ' ' .. since_ms .. ' ' .. description)
   end
 end
 if changed then
