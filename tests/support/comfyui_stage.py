@@ -27,7 +27,10 @@ from simulator.model import ServiceConfig
 from simulator.seeding import streams
 
 ENDPOINT = Endpoint(scheme="http", host="127.0.0.1", port=8188)
-CONNECTORS = {"comfyui-http": ComfyUIHTTPConnector, "comfyui-websocket": ComfyUIWebSocketConnector}
+CONNECTORS: Mapping[str, type[Connector]] = {
+    "comfyui-http": ComfyUIHTTPConnector,
+    "comfyui-websocket": ComfyUIWebSocketConnector,
+}
 HELLO = '{"type":"feature_flags","data":{"supports_preview_metadata":true}}'
 
 

@@ -11,7 +11,7 @@ import base64
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic
 
 import trio
 
@@ -24,7 +24,7 @@ from gateway.connector import (
     ServiceStatus,
 )
 from gateway.connectors.comfyui import wire
-from gateway.connectors.comfyui.options import ComfyUIOptions
+from gateway.connectors.comfyui.options import OptionsT
 from gateway.connectors.comfyui.wire import Found, Outcome, Place, Workflow
 from gateway.connectors.faults import job_fault
 from gateway.errors import FaultClass, JobFault
@@ -76,14 +76,14 @@ _ASK_AGAIN = frozenset(
 )
 
 
-class ComfyUIConnector(Connector):
+class ComfyUIConnector(Connector, Generic[OptionsT]):
     """Base of the ComfyUI connectors: everything but how a running job is followed."""
 
     service = "comfyui"
 
-    def __init__(self, setup: ConnectorSetup, options: ComfyUIOptions) -> None:
+    def __init__(self, setup: ConnectorSetup, options: OptionsT) -> None:
         super().__init__(setup)
-        self._options = options
+        self.options = options
         #: Whether the server has the newer interface for jobs; None until it has been asked.
         self._has_jobs: bool | None = None
         self._http = HTTPAdapter(
@@ -97,7 +97,7 @@ class ComfyUIConnector(Connector):
         )
 
     async def health(self) -> HealthReport:
-        return await self._http.health(self._options.health_path)
+        return await self._http.health(self.options.health_path)
 
     async def aclose(self) -> None:
         await self._http.aclose()
@@ -158,7 +158,7 @@ class ComfyUIConnector(Connector):
                     return
                 elif found.place is Place.ABSENT:
                     # Deleted, never accepted, or submitted so late that it has not arrived: look once more.
-                    absences, pause_s = 1, max(pause_s, self._options.grace_s)
+                    absences, pause_s = 1, max(pause_s, self.options.grace_s)
                 await trio.sleep(pause_s)
         except ProtocolError as error:
             raise _look_fault(error) from error
@@ -167,7 +167,7 @@ class ComfyUIConnector(Connector):
 
     def _client_id(self, reference: str) -> str:
         """Whose events a job's are: never shared, since a server tells only the newest socket of a client id."""
-        return f"{self._options.client_id}.{reference}" if self._options.client_id else reference
+        return f"{self.options.client_id}.{reference}" if self.options.client_id else reference
 
     # ── submission ──
 
@@ -199,7 +199,7 @@ class ComfyUIConnector(Connector):
         if reply.prompt_id != job.reference:
             # A server that chooses its ids itself: a later owner must ask for that one.
             await job.attach(reply.prompt_id)
-        if reply.problems and not self._options.accept_partial:
+        if reply.problems and not self.options.accept_partial:
             await self._best_effort_cancel(job.reference)
             raise JobFault(
                 FaultClass.VALIDATION, f"ComfyUI would skip outputs of the workflow: {reply.problems}"
@@ -257,14 +257,14 @@ class ComfyUIConnector(Connector):
         return True
 
     async def _record_bytes(self, path: str, headers: Mapping[str, str]) -> bytes:
-        limit = self._options.record_bytes_max
+        limit = self.options.record_bytes_max
         return (await self._http.request("GET", path, headers=headers, body_bytes_max=limit)).body
 
     async def _certain_look(self, reference: str, headers: Mapping[str, str]) -> Found:
         """Look; a job that is not there is looked for once more after a grace."""
         found = await self._look(reference, headers)
         if found.place is Place.ABSENT:
-            await trio.sleep(self._options.grace_s)
+            await trio.sleep(self.options.grace_s)
             found = await self._look(reference, headers)
         return found
 
@@ -293,12 +293,12 @@ class ComfyUIConnector(Connector):
 
     async def _poll(self, job: JobContext) -> JobResult:
         """Follow a job by asking alone: for its record often, for the queue too every ``look_s``."""
-        pause_s, looked_s = self._options.poll_s, self.setup.now_s()
+        pause_s, looked_s = self.options.poll_s, self.setup.now_s()
         while True:
             await trio.sleep(pause_s)
-            pause_s = min(pause_s * 2, self._options.stall_s)
+            pause_s = min(pause_s * 2, self.options.stall_s)
             found = await self._glance(job)
-            if found.outcome is None and self.setup.now_s() - looked_s >= self._options.look_s:
+            if found.outcome is None and self.setup.now_s() - looked_s >= self.options.look_s:
                 found, looked_s = await self._patient_look(job), self.setup.now_s()
                 job.progress(0.0, found.place.value)
             result = await self._concluded(job, found)
@@ -314,7 +314,7 @@ class ComfyUIConnector(Connector):
             JobFault: see ``_concluded``.
         """
         found, pause_s = await self._glance(job), SETTLE_PAUSE_S
-        with trio.move_on_after(self._options.settle_s):
+        with trio.move_on_after(self.options.settle_s):
             while found.outcome is None:
                 await trio.sleep(pause_s)
                 found, pause_s = await self._glance(job), min(pause_s * 2, SETTLE_PAUSE_S_MAX)
@@ -342,7 +342,7 @@ class ComfyUIConnector(Connector):
             raise JobFault(FaultClass.SERVICE_ERROR, "the job was interrupted at ComfyUI by somebody else")
         if outcome.fault is not None:
             raise outcome.fault
-        if not wire.has_output(outcome.outputs) and not self._options.empty_output_ok:
+        if not wire.has_output(outcome.outputs) and not self.options.empty_output_ok:
             # Success without output is a known lie of real services; a retry may bring the output.
             raise JobFault(FaultClass.SERVICE_ERROR, "ComfyUI reported success without any output")
         return JobResult(
@@ -355,7 +355,7 @@ class ComfyUIConnector(Connector):
 
     async def _files(self, outputs: Mapping[str, Any], headers: Mapping[str, str]) -> list[dict[str, Any]]:
         """The output files: their addresses, or themselves."""
-        inline, left_bytes = self._options.outputs == "inline", self._options.output_bytes_max
+        inline, left_bytes = self.options.outputs == "inline", self.options.output_bytes_max
         files: list[dict[str, Any]] = []
         for file in wire.output_files(outputs):
             shown: dict[str, Any] = {"node": file.node, "kind": file.kind, "filename": file.filename}
@@ -379,7 +379,7 @@ class ComfyUIConnector(Connector):
                 return reply.body, reply.headers.get("content-type", "application/octet-stream")
             except ProtocolError as error:
                 if error.fault is FaultKind.TOO_LARGE:
-                    limit = self._options.output_bytes_max
+                    limit = self.options.output_bytes_max
                     message = f"the outputs exceed output_bytes_max ({limit}): {file.filename}"
                     raise JobFault(FaultClass.VALIDATION, message) from error
                 if error.fault not in _LOOK_KINDS:

@@ -13,7 +13,7 @@ from gateway.connectors.comfyui.options import ComfyUIOptions, read_options
 from gateway.connectors.comfyui.wire import Workflow
 
 
-class ComfyUIHTTPConnector(ComfyUIConnector):
+class ComfyUIHTTPConnector(ComfyUIConnector[ComfyUIOptions]):
     """Runs jobs at one ComfyUI by polling; its options are ``ComfyUIOptions``.
 
     Raises (constructor):

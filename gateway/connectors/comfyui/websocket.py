@@ -45,7 +45,7 @@ class _Story:
         self.preview_s = -float("inf")
 
 
-class ComfyUIWebSocketConnector(ComfyUIConnector):
+class ComfyUIWebSocketConnector(ComfyUIConnector[ComfyUIWebSocketOptions]):
     """Runs jobs at one ComfyUI; its options are ``ComfyUIWebSocketOptions``.
 
     Raises (constructor):
@@ -56,8 +56,7 @@ class ComfyUIWebSocketConnector(ComfyUIConnector):
     capabilities = ConnectorCapabilities(query=True, cancel=True, stream=True, reattach=True)
 
     def __init__(self, setup: ConnectorSetup) -> None:
-        self.options = read_options(self.key, setup.options, ComfyUIWebSocketOptions)
-        super().__init__(setup, self.options)
+        super().__init__(setup, read_options(self.key, setup.options, ComfyUIWebSocketOptions))
         self._sockets = WebSocketAdapter(
             setup.endpoint,
             open_stream=setup.open_stream,
