@@ -99,7 +99,7 @@ class Binder:
         """
         self._nursery = nursery
         for worker in self._workers:
-            for endpoint in worker.endpoints:
+            for endpoint in (*worker.endpoints, *worker.candidates):
                 self._start_probe(endpoint)
         services = await self._first_look() if self._followers else (0, [])
         task_status.started()

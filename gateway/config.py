@@ -29,6 +29,7 @@ from gateway.config_secrets import public
 from gateway.errors import ConfigError, InvalidSubmission
 from gateway.matching import validate_requires
 from gateway.retry import RetryPolicy
+from gateway.rollout import RolloutPolicy
 from gateway.store.calls import StoreLimits
 from gateway.store.keys import QueueKeys
 
@@ -274,6 +275,49 @@ class PoolConfig(Section):
     ejected_share_max: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+_ROLLOUT = RolloutPolicy()
+
+
+class RolloutConfig(Section):
+    """A candidate beside a worker's own connector and endpoint, for a share of its jobs; see ``gateway.rollout``.
+
+    What is not given is as the worker's own: another ``connector`` of the same service, another ``endpoint`` (or a
+    pool, ``endpoints``), or other ``options``. It shares the worker's slots.
+    """
+
+    connector: str = ""
+    endpoint: str = ""
+    endpoints: tuple[str, ...] = ()
+    options: dict[str, Any] | None = None
+    percent: Annotated[float, Field(ge=0, le=100)] = _ROLLOUT.percent
+    salt: str = _ROLLOUT.salt
+    stopped: Annotated[str, Field(max_length=500)] = _ROLLOUT.stopped
+    window_attempts: Count = _ROLLOUT.window_attempts
+    window_s: Seconds = _ROLLOUT.window_s
+    attempts_min: Count = _ROLLOUT.attempts_min
+    failure_ratio_max: Annotated[float, Field(ge=0, le=1)] = _ROLLOUT.failure_ratio_max
+    latency_ratio_max: Annotated[float, Field(ge=1, allow_inf_nan=False)] = _ROLLOUT.latency_ratio_max
+
+    @model_validator(mode="after")
+    def _combination(self) -> RolloutConfig:
+        if self.endpoint and self.endpoints:
+            raise ValueError("endpoint and endpoints: give one of them")
+        if self.attempts_min > self.window_attempts:
+            raise ValueError(
+                f"attempts_min = {self.attempts_min} is above window_attempts = {self.window_attempts}, "
+                "so that nothing could ever be judged"
+            )
+        return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The candidate's own endpoints; none when it uses the worker's."""
+        return self.endpoints or ((self.endpoint,) if self.endpoint else ())
+
+    def policy(self) -> RolloutPolicy:
+        return RolloutPolicy(**self.model_dump(exclude={"connector", "endpoint", "endpoints", "options"}))
+
+
 class WorkerConfig(Section):
     """One claim loop bound to one service instance, or to a pool of them.
 
@@ -296,6 +340,7 @@ class WorkerConfig(Section):
     capabilities: dict[str, Any] = Field(default_factory=dict)
     probe_capabilities: bool = False
     options: dict[str, Any] = Field(default_factory=dict)
+    rollout: RolloutConfig | None = None
 
     @model_validator(mode="after")
     def _addresses(self) -> WorkerConfig:

@@ -83,6 +83,25 @@ def configured(name: str, worker: WorkerConfig) -> tuple[Place, ...]:
     return places
 
 
+def candidate_places(name: str, worker: WorkerConfig) -> tuple[Place, ...]:
+    """Where a rollout's candidate is: its own addresses, else those that the configuration gives the worker.
+
+    Raises:
+        ConfigError: an address is none, or the worker's come from the registry and the candidate has none.
+    """
+    rollout = worker.rollout
+    if rollout is None:
+        return ()
+    if rollout.addresses:
+        return tuple(Place(_url(text, f"workers.{name}.rollout.endpoint")) for text in rollout.addresses)
+    places = configured(name, worker) or template(name, worker)
+    if not places:
+        raise ConfigError(
+            f"workers.{name}.rollout.endpoint: needed, since the worker's comes from the registry"
+        )
+    return places
+
+
 def template(name: str, worker: WorkerConfig) -> tuple[Place, ...]:
     """The endpoint that ``base_url`` gives; empty when there is none.
 

@@ -13,7 +13,7 @@ from gateway.endpoints import BoundEndpoint
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.health import LagMonitor
 from gateway.leases import LeaseKeeper, Ownership
-from gateway.models import ClaimRequest, ClassId, Grant, JobClass, Settlement
+from gateway.models import ClaimRequest, ClassId, Grant, JobClass, JobId, Settlement
 from gateway.observer import Observer
 from gateway.store.base import JobStore
 from gateway.worker import Worker
@@ -75,6 +75,7 @@ class Intake:
         spawn: starts one job's task: ``spawn(grant, ownership, endpoint)``.
         poll_s: net under the wake-ups, seconds.
         instance: prefix of the request ids, unique per process.
+        seat: ``(worker, job, endpoint)``: where a job that fits there really runs (a rollout's share elsewhere).
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Intake:
         instance: str,
         now_s: Callable[[], float],
         random: random_module.Random,
+        seat: Callable[[Worker, JobId, BoundEndpoint], BoundEndpoint],
     ) -> None:
         self._store = store
         self._keeper = keeper
@@ -100,6 +102,7 @@ class Intake:
         self._instance = instance
         self._now_s = now_s
         self._random = random
+        self._seat = seat
         self._book = ClassBook(store)
         self._loops = [_ClaimLoop(self, worker) for worker in workers]
         self._loop_of = {loop.worker: loop for loop in self._loops}
@@ -288,7 +291,7 @@ class _ClaimLoop:
             if endpoint is None or endpoint.left or endpoint.running >= worker.slots_each:
                 continue
             if endpoint is asked_for or grant.class_id in self._intake._book.served_by(endpoint):
-                return endpoint
+                return self._intake._seat(worker, grant.job_id, endpoint)
         return None
 
     async def _give_back(self, grant: Grant) -> None:

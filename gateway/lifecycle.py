@@ -40,6 +40,7 @@ class EventType(enum.StrEnum):
     REQUEUED = "requeued"
     CANCEL_REQUESTED = "cancel_requested"
     REFUSED = "refused"
+    CONFIGURED = "configured"
 
 
 class IllegalTransition(Exception):
@@ -112,7 +113,7 @@ ENDS = frozenset(
     event for events in TRANSITIONS.values() for event, target in events.items() if target in TERMINAL_STATES
 )
 #: Events that say something about a job without moving it.
-REMARKS = frozenset({EventType.REFUSED})
+REMARKS = frozenset({EventType.REFUSED, EventType.CONFIGURED})
 
 
 def step(state: JobState | None, event: EventType) -> JobState | None:

@@ -12,6 +12,7 @@ from typing import Protocol
 from gateway.breaker import BreakerState
 from gateway.errors import FaultClass
 from gateway.models import Grant, LeaseRef, QueueStats, Settlement, SweepReport, Verdict
+from gateway.rollout import RolloutPolicy, Side
 from gateway.strategies import Strategy
 
 
@@ -71,6 +72,14 @@ class Observer(Protocol):
 
     def loop_lag(self, lag_s: float) -> None: ...
 
+    def rollout(self, worker_id: str, decision: str, policy: RolloutPolicy) -> None:
+        """A rollout started, was changed or stopped by an operator, or was rolled back by its judge."""
+        ...
+
+    def rollout_attempt(self, worker_id: str, side: Side, *, failed: bool) -> None:
+        """An attempt of a worker with a rollout ended at one of its sides."""
+        ...
+
     def recovering(self, strategy: Strategy, count: int = 1) -> None:
         """A named recovery is under way, for so many jobs."""
         ...
@@ -129,3 +138,7 @@ class SilentObserver:
     def loop_lag(self, lag_s: float) -> None: ...
 
     def recovering(self, strategy: Strategy, count: int = 1) -> None: ...
+
+    def rollout(self, worker_id: str, decision: str, policy: RolloutPolicy) -> None: ...
+
+    def rollout_attempt(self, worker_id: str, side: Side, *, failed: bool) -> None: ...

@@ -18,10 +18,18 @@ from gateway.config_secrets import public
 from gateway.config_toml import Path
 from gateway.errors import ConfigError
 
+#: What of a rollout may change without a restart: everything but who the candidate is.
+ROLLOUT_KEYS: tuple[Path, ...] = tuple(
+    ("workers", ANY, "rollout", key)
+    for key in (
+        *("percent", "salt", "stopped", "window_attempts", "window_s", "attempts_min"),
+        *("failure_ratio_max", "latency_ratio_max"),
+    )
+)
 #: The keys that may be taken up without a restart; documented in docs/configuration.md.
 LIVE_KEYS: tuple[Path, ...] = (
     ("workers", ANY, "slots"),
-    ("workers", ANY, "rollout"),
+    *ROLLOUT_KEYS,
     ("limits",),
     ("telemetry", "log_level"),
 )

@@ -37,6 +37,7 @@ class RolloutPolicy:
     Attributes:
         percent: share of the jobs that go to the candidate, 0 to 100.
         salt: drawn into the hash; another salt chooses other jobs.
+        stopped: why the candidate was given up, by a judge or by hand; while it says something, no job goes there.
         window_attempts: so many newest attempts of each side are judged.
         window_s: attempts older than this are not, seconds.
         attempts_min: attempts of a side before it is judged.
@@ -46,6 +47,7 @@ class RolloutPolicy:
 
     percent: float = 0.0
     salt: str = ""
+    stopped: str = ""
     window_attempts: int = 100
     window_s: float = 600.0
     attempts_min: int = 20
@@ -69,6 +71,8 @@ class SideFigures:
 
 def side_of(job_id: JobId, policy: RolloutPolicy) -> Side:
     """Where a job goes, by a stable hash of its id."""
+    if policy.stopped:
+        return Side.STABLE
     digest = hashlib.blake2b(f"{policy.salt}/{job_id}".encode(), digest_size=8).digest()
     drawn = int.from_bytes(digest, "big") % _STEPS
     return Side.CANDIDATE if drawn < policy.percent * _STEPS / 100.0 else Side.STABLE
@@ -139,7 +143,7 @@ class RolloutJudge:
         if failed is None:
             return ""
         self._windows[side].add(now_s, failed, took_s, policy)
-        return self.verdict(now_s, policy) if policy.percent > 0 else ""
+        return "" if policy.stopped or policy.percent <= 0 else self.verdict(now_s, policy)
 
     def verdict(self, now_s: float, policy: RolloutPolicy) -> str:
         """Why the candidate must be given up by what the window holds; empty for no reason."""

@@ -49,10 +49,16 @@ MakeConnector = Callable[[str, str, Worker], Connector]
 class _Attempt:
     """Everything one attempt knows; lives as long as its task. ``home`` is the endpoint it was claimed for."""
 
-    __slots__ = ("connector", "foreign", "grant", "home", "job", "observer", "ownership")
+    __slots__ = ("began_s", "connector", "foreign", "grant", "home", "job", "observer", "ownership")
 
     def __init__(
-        self, grant: Grant, ownership: Ownership, home: BoundEndpoint, observer: AttemptObserver
+        self,
+        grant: Grant,
+        ownership: Ownership,
+        home: BoundEndpoint,
+        observer: AttemptObserver,
+        *,
+        began_s: float,
     ) -> None:
         self.grant = grant
         self.ownership = ownership
@@ -62,6 +68,7 @@ class _Attempt:
         #: Speaks to the endpoint where an earlier owner left the work, when that is not the worker's own.
         self.foreign: Connector | None = None
         self.job: RunningJob | None = None
+        self.began_s = began_s
 
     @property
     def endpoint(self) -> str:
@@ -76,13 +83,6 @@ class _Attempt:
     def at_home(self) -> bool:
         """Whether the worker's own instance does the work."""
         return self.connector is self.home.connector
-
-    def endpoint_spoke(self, fault_class: FaultClass | None) -> None:
-        """Feed the endpoint's breaker; what another endpoint does says nothing about the worker's own."""
-        if self.at_home:
-            self.home.spoke(fault_class)
-        else:
-            self.home.breaker.undecided()
 
 
 class JobRunner:
@@ -101,6 +101,7 @@ class JobRunner:
         random: source of the back-off's jitter.
         now_s: monotonic clock.
         slot_freed: called when a worker has a free slot again.
+        attempt_ended: told how each attempt at an endpoint of ours ended: ``(endpoint, fault, seconds)``.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class JobRunner:
         random: random_module.Random,
         now_s: Callable[[], float],
         slot_freed: Callable[[Worker], None],
+        attempt_ended: Callable[[BoundEndpoint, FaultClass | None, float], None],
     ) -> None:
         self._store = store
         self._settler = settler
@@ -131,6 +133,7 @@ class JobRunner:
         self._random = random
         self._now_s = now_s
         self._slot_freed = slot_freed
+        self._attempt_ended = attempt_ended
         self._running: dict[RunningJob, Ownership] = {}
 
     async def run(self, grant: Grant, ownership: Ownership, home: BoundEndpoint) -> None:
@@ -141,7 +144,7 @@ class JobRunner:
             with self._observer.attempt(
                 grant, worker_id=worker.worker_id, connector_key=worker.connector_key, endpoint=home.url
             ) as observer:
-                attempt = _Attempt(grant, ownership, home, observer)
+                attempt = _Attempt(grant, ownership, home, observer, began_s=self._now_s())
                 try:
                     settlement = await self._attempt(attempt)
                 finally:
@@ -288,9 +291,17 @@ class JobRunner:
         with attempt.observer.service_call("run"):
             return await connector.run(job)
 
+    def _endpoint_spoke(self, attempt: _Attempt, fault_class: FaultClass | None) -> None:
+        """Feed breaker and rollout; what another endpoint does says nothing about the worker's own."""
+        if attempt.at_home:
+            attempt.home.spoke(fault_class)
+            self._attempt_ended(attempt.home, fault_class, self._now_s() - attempt.began_s)
+        else:
+            attempt.home.breaker.undecided()
+
     def _completed(self, attempt: _Attempt, result: JobResult) -> Settlement:
         body = _encode(result.value)
-        attempt.endpoint_spoke(None)
+        self._endpoint_spoke(attempt, None)
         if len(body) > self.result_bytes_max:
             message = f"the result of {len(body)} bytes exceeds {self.result_bytes_max}"
             return self._buried(attempt, JobFault(FaultClass.VALIDATION, message))
@@ -305,7 +316,7 @@ class JobRunner:
         """What a fault leads to: the one retry policy decides by its class."""
         grant, fault_class = attempt.grant, fault.fault_class
         attempt.observer.faulted(fault_class, str(fault))
-        attempt.endpoint_spoke(fault_class)
+        self._endpoint_spoke(attempt, fault_class)
         decision = decide(
             fault_class,
             attempts=grant.attempts,
@@ -359,13 +370,13 @@ class JobRunner:
             return Settlement.cancelled(attempt.grant)
         if reason is EndReason.INTERRUPTED:
             attempt.observer.faulted(FaultClass.INTERRUPTED, "shutdown")
-            attempt.endpoint_spoke(FaultClass.INTERRUPTED)
+            self._endpoint_spoke(attempt, FaultClass.INTERRUPTED)
             if not capabilities.reattach:
                 await self._cancel_at_service(attempt)
             return Settlement.released(attempt.grant, detail='{"kind":"interrupted"}')
         self._keeper.disown(attempt.ownership, reason.value)
         attempt.observer.faulted(FaultClass.LEASE_LOST, reason.value)
-        attempt.endpoint_spoke(FaultClass.LEASE_LOST)
+        self._endpoint_spoke(attempt, FaultClass.LEASE_LOST)
         if not await self._adopted(attempt):
             await self._cancel_at_service(attempt)
         return None

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import random as random_module
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from gateway.config_secrets import SecretProblem, reveal
 from gateway.connector import Connector, ConnectorSetup
 from gateway.connectors.registry import Registry, default_registry
 from gateway.context import ProgressPump
-from gateway.discovery import Place
+from gateway.discovery import Place, candidate_places
 from gateway.endpoints import BoundEndpoint
 from gateway.errors import ConfigError
 from gateway.health import HealthProbe, LagMonitor
@@ -36,8 +36,9 @@ from gateway.intake import Intake
 from gateway.leases import LeaseKeeper, Ownership
 from gateway.models import Grant, WorkerId
 from gateway.observer import Observer, SilentObserver
-from gateway.reload import Change, Reloader
+from gateway.reload import ROLLOUT_KEYS, Change, Reloader
 from gateway.reloading import ConfigWatch, Reread
+from gateway.rolling import Rollouts
 from gateway.runner import JobRunner
 from gateway.settling import Settler
 from gateway.spool import MemorySpool, Spool
@@ -144,8 +145,13 @@ class Gateway:
             now_s=seams.now_s,
             observer=seams.observer,
         )
+        self.rollouts = self._rollouts()
         self.registrar = Registrar(
-            self.store, self.workers, instance=seams.instance, every_s=config.limits.worker_ttl_s / 3
+            self.store,
+            self.workers,
+            self.rollouts,
+            instance=seams.instance,
+            every_s=config.limits.worker_ttl_s / 3,
         )
         self.intake = self._intake()
         self.runner = self._runner()
@@ -166,6 +172,8 @@ class Gateway:
         self.reloader = Reloader(config)
         self.reloader.on(("workers", "*", "slots"), self._take_slots)
         self.reloader.on(("limits",), self._take_limits)
+        for path in ROLLOUT_KEYS:
+            self.reloader.on(path, self.rollouts.reload)
         self.config_watch = (
             None if seams.reread is None else ConfigWatch(self.store, self.reloader, seams.reread)
         )
@@ -185,19 +193,64 @@ class Gateway:
             machine=self.seams.machine,
         )
 
+    def _rollouts(self) -> Rollouts:
+        """Bind the candidates; what the configuration leaves out is as the worker's own."""
+        policies = {}
+        for worker in self.workers:
+            settings = worker.config.rollout
+            if settings is None:
+                continue
+            where = f"workers.{worker.name}.rollout"
+            key = settings.connector or worker.connector_key
+            service = self.seams.registry.load(key).service
+            if service != worker.service:
+                raise ConfigError(
+                    f"{where}.connector = {key!r}: serves {service}, but the worker {worker.service}"
+                )
+            try:
+                options = None if settings.options is None else reveal(settings.options, os.environ)
+            except SecretProblem as problem:
+                raise ConfigError(f"{where}.options: {problem}") from None
+            policies[worker.name] = settings.policy()
+            worker.candidates = [
+                self._bound(worker, place, self._connector(key, place.url, worker, where, options=options))
+                for place in candidate_places(worker.name, worker.config)
+            ]
+        return Rollouts(
+            self.workers,
+            policies,
+            self.store,
+            self.seams.observer,
+            now_s=self.seams.now_s,
+            on_change=lambda: self.registrar.look(),
+        )
+
     def _endpoint(self, worker: Worker, place: Place) -> BoundEndpoint:
+        connector = self._connector(
+            worker.connector_key, place.url, worker, f"workers.{worker.name}", place.instance
+        )
+        return self._bound(worker, place, connector)
+
+    def _bound(self, worker: Worker, place: Place, connector: Connector) -> BoundEndpoint:
         return BoundEndpoint(
             worker,
             place,
-            self._connector(
-                worker.connector_key, place.url, worker, f"workers.{worker.name}", place.instance
-            ),
+            connector,
             health=self.config.health,
             now_s=self.seams.now_s,
             observer=self.seams.observer,
         )
 
-    def _connector(self, key: str, url: str, worker: Worker, where: str, instance: str = "") -> Connector:
+    def _connector(
+        self,
+        key: str,
+        url: str,
+        worker: Worker,
+        where: str,
+        instance: str = "",
+        *,
+        options: Mapping[str, Any] | None = None,
+    ) -> Connector:
         """A connector of the worker's for any endpoint."""
         try:
             address = Endpoint.parse(url)
@@ -209,7 +262,10 @@ class Gateway:
             open_channel=self.seams.open_channel,
             random=self.seams.random(f"connector {where}"),
             now_s=self.seams.now_s,
-            options={"stall_s": self.config.runner.stall_s, **self._options[worker.name]},
+            options={
+                "stall_s": self.config.runner.stall_s,
+                **(self._options[worker.name] if options is None else options),
+            },
             instance=instance,
         )
         return self.seams.registry.load(key)(setup)
@@ -226,6 +282,7 @@ class Gateway:
             instance=self.seams.instance,
             now_s=self.seams.now_s,
             random=self.seams.random("intake"),
+            seat=self.rollouts.seat,
         )
 
     def _runner(self) -> JobRunner:
@@ -242,6 +299,7 @@ class Gateway:
             random=self.seams.random("runner"),
             now_s=self.seams.now_s,
             slot_freed=self._slot_freed,
+            attempt_ended=self.rollouts.ended,
         )
 
     def _spawn(self, grant: Grant, ownership: Ownership, endpoint: BoundEndpoint) -> None:
@@ -337,7 +395,7 @@ class Gateway:
             services.cancel_scope.cancel()
         # Only now: a probe that still runs must not meet a closed connector.
         for worker in self.workers:
-            for endpoint in (*worker.endpoints, *worker.leaving):
+            for endpoint in worker.bound:
                 with trio.move_on_after(config.runner.cancel_timeout_s, shield=True):
                     await endpoint.connector.aclose()
         log.info("gateway %s has stopped", seams.instance)
@@ -357,6 +415,8 @@ class Gateway:
         for duty in periodic:
             await services.start(duty, self.store, seams.observer)
         await services.start(self.registrar.run)
+        if self.rollouts:
+            await services.start(self.rollouts.run)
         if self.config_watch is not None:
             await services.start(self.config_watch.run)
 

@@ -12,6 +12,7 @@ import trio
 from gateway.errors import InvalidSchedule, StoreError
 from gateway.models import SubmitStatus
 from gateway.observer import Observer
+from gateway.rolling import Rollouts
 from gateway.schedules import fire
 from gateway.store.base import JobStore
 from gateway.strategies import Strategy
@@ -119,7 +120,7 @@ async def observe_regularly(
         observer.store(available=available)
 
 
-def describe_worker(worker: Worker, instance: str) -> bytes:
+def describe_worker(worker: Worker, instance: str, rollout: dict[str, object] | None = None) -> bytes:
     """What the registry keeps of a worker, as JSON."""
     return _encode(
         {
@@ -133,6 +134,7 @@ def describe_worker(worker: Worker, instance: str) -> bytes:
             "refusal": worker.refusal(),
             "capabilities": dict(worker.capabilities),
             "endpoints": [endpoint.status() for endpoint in (*worker.endpoints, *worker.leaving)],
+            **({} if rollout is None else {"rollout": rollout}),
         }
     )
 
@@ -145,9 +147,18 @@ class Registrar:
         every_s: pause between signs of life, seconds.
     """
 
-    def __init__(self, store: JobStore, workers: Sequence[Worker], *, instance: str, every_s: float) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        workers: Sequence[Worker],
+        rollouts: Rollouts,
+        *,
+        instance: str,
+        every_s: float,
+    ) -> None:
         self._store = store
         self._workers = workers
+        self._rollouts = rollouts
         self._instance = instance
         self.every_s = every_s
         self._changed = trio.Event()
@@ -163,7 +174,8 @@ class Registrar:
         while True:
             try:
                 entries = [
-                    (worker.worker_id, describe_worker(worker, self._instance)) for worker in self._workers
+                    (worker.worker_id, describe_worker(worker, self._instance, self._rollouts.status(worker)))
+                    for worker in self._workers
                 ]
                 await self._store.heartbeat(entries)
             except StoreError as error:

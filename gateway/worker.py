@@ -49,6 +49,8 @@ class Worker:
         self.endpoints: list[BoundEndpoint] = []
         #: Endpoints that were the worker's and still finish a job.
         self.leaving: list[BoundEndpoint] = []
+        #: Where a rollout sends its share of the jobs; never claimed for by themselves.
+        self.candidates: list[BoundEndpoint] = []
         #: Why the endpoints are not (all) those that one might expect.
         self.problem = "no endpoint yet"
 
@@ -59,7 +61,12 @@ class Worker:
 
     @property
     def running(self) -> int:
-        return sum(endpoint.running for endpoint in (*self.endpoints, *self.leaving))
+        return sum(endpoint.running for endpoint in self.bound)
+
+    @property
+    def bound(self) -> tuple[BoundEndpoint, ...]:
+        """Every endpoint that may run a job of this worker."""
+        return (*self.endpoints, *self.leaving, *self.candidates)
 
     @property
     def healthy(self) -> bool:

@@ -22,8 +22,9 @@ from simulator.plan import FaultKind, FleetPlan
 SEEDS_JUDGED_MIN = 200
 
 
-#: Events that this fleet cannot bring about: every back-off and every snooze of its policy has a delay.
-UNREACHABLE = frozenset({EventType.RETRIED, EventType.SNOOZED})
+#: Events that this fleet cannot bring about: every back-off and every snooze of its policy has a delay, and nobody
+#: overrides its settings.
+UNREACHABLE = frozenset({EventType.RETRIED, EventType.SNOOZED, EventType.CONFIGURED})
 EVENTS_WANTED = tuple(event for event in EventType if event not in UNREACHABLE)
 
 

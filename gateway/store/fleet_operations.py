@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from gateway.registration import RegisteredService
 from gateway.store import fleet_scripts
-from gateway.store.calls import BATCH_MAX, ScriptCall
+from gateway.store.calls import BATCH_MAX, ScriptCall, StoreLimits
 from gateway.store.fleet_scripts import ConfigureStatus, Overrides, RegisterStatus, Registration
 from gateway.store.keys import QueueKeys
 
@@ -25,6 +25,7 @@ class FleetOperations:
 
     _runner: Runner
     keys: QueueKeys
+    limits: StoreLimits
 
     async def overrides(self) -> Overrides:
         """The fleet's overrides of settings."""
@@ -32,7 +33,7 @@ class FleetOperations:
 
     async def configure(self, revision: int, changes: Mapping[str, str]) -> tuple[ConfigureStatus, int]:
         """Set overrides (an empty value removes one), provided that they are still at that revision."""
-        call = fleet_scripts.configure_call(self.keys, revision, changes)
+        call = fleet_scripts.configure_call(self.keys, revision, changes, events_max=self.limits.events_max)
         return fleet_scripts.configure_reply(await self._runner.script(call))
 
     async def register(self, registrations: Sequence[Registration]) -> list[RegisterStatus]:

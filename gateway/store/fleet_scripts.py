@@ -54,12 +54,14 @@ def overrides_reply(raw: Mapping[bytes, bytes]) -> Overrides:
     return Overrides(int(values.pop(_REVISION, "0")), values)
 
 
-def configure_call(keys: QueueKeys, revision: int, changes: Mapping[str, str]) -> ScriptCall:
+def configure_call(
+    keys: QueueKeys, revision: int, changes: Mapping[str, str], *, events_max: int
+) -> ScriptCall:
     """See ``configure.lua``. An empty value removes its key."""
-    args: list[str | bytes | int] = [revision, len(changes)]
+    args: list[str | bytes | int] = [revision, len(changes), events_max]
     for key, value in changes.items():
         args += (key, value)
-    return ScriptCall(script("configure"), [keys.config, keys.wake], args)
+    return ScriptCall(script("configure"), [keys.config, keys.events, keys.wake], args)
 
 
 def configure_reply(raw: Raw) -> tuple[ConfigureStatus, int]:

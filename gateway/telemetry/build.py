@@ -20,6 +20,7 @@ from gateway.breaker import BreakerState
 from gateway.config import TelemetryConfig
 from gateway.models import Grant, LeaseRef, QueueStats, SweepReport
 from gateway.observer import AttemptObserver
+from gateway.rollout import RolloutPolicy, Side
 from gateway.strategies import Strategy
 from gateway.telemetry.attempts import QuietAttempt, TracedAttempt
 from gateway.telemetry.exporters import MetricsPusher, console_spans, otlp_metrics, otlp_spans
@@ -118,6 +119,12 @@ class Telemetry:
     def loop_lag(self, lag_s: float) -> None:
         self.lag_s = lag_s
         self.metrics.loop_lag(lag_s)
+
+    def rollout(self, worker_id: str, decision: str, policy: RolloutPolicy) -> None:
+        self.metrics.rollout(worker_id, decision, policy)
+
+    def rollout_attempt(self, worker_id: str, side: Side, *, failed: bool) -> None:
+        self.metrics.rollout_attempt(worker_id, side, failed=failed)
 
     def recovering(self, strategy: Strategy, count: int = 1) -> None:
         self.metrics.recovering(strategy, count)

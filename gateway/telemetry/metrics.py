@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gateway.breaker import BreakerState
 from gateway.errors import FaultClass
 from gateway.models import Grant, QueueStats, Settlement, SettlementKind, SweepReport, Verdict
+from gateway.rollout import RolloutPolicy, Side
 from gateway.strategies import Strategy
 from gateway.telemetry.instruments import InstrumentSet, Labels
 
@@ -112,6 +113,17 @@ class GatewayMetrics:
         for strategy in Strategy:
             # Every strategy shows its zero from the start, so that an alert on its rate has a beginning.
             self._recoveries.add((strategy.value,), 0)
+        self._rollout_percent = new.gauge(
+            "rollout_percent", "Share of a worker's jobs that go to its rollout's candidate", ("worker",)
+        )
+        self._rollout_decisions = new.counter(
+            "rollout_decisions_total", "Decisions about rollouts", ("worker", "decision")
+        )
+        self._rollout_attempts = new.counter(
+            "rollout_attempts_total",
+            "Ends of attempts of workers with a rollout, by side",
+            ("worker", "side", "success"),
+        )
         self._poison = new.counter("poison_pills_total", "Jobs given up after too many expired leases")
         self._missed = new.counter(
             "deadlines_missed_total",
@@ -205,6 +217,13 @@ class GatewayMetrics:
 
     def spool(self, size: int) -> None:
         self._spool.set((), float(size))
+
+    def rollout(self, worker_id: str, decision: str, policy: RolloutPolicy) -> None:
+        self._rollout_percent.set((worker_id,), 0.0 if policy.stopped else policy.percent)
+        self._rollout_decisions.add((worker_id, decision))
+
+    def rollout_attempt(self, worker_id: str, side: Side, *, failed: bool) -> None:
+        self._rollout_attempts.add((worker_id, side.value, "false" if failed else "true"))
 
     def recovering(self, strategy: Strategy, count: int) -> None:
         self._recoveries.add((strategy.value,), count)

@@ -20,6 +20,7 @@ from gateway.config_sources import Sources
 from gateway.errors import FaultClass
 from gateway.models import Grant, LeaseRef, Settlement, Verdict
 from gateway.observer import AttemptObserver, SilentObserver
+from gateway.rollout import RolloutPolicy
 from gateway.spool import MemorySpool, Spool
 from gateway.store.connection import redis_connect
 from gateway.strategies import Strategy
@@ -73,6 +74,7 @@ class Notes(SilentObserver):
         self.disownings: list[tuple[str, str]] = []
         self.spooled_most = 0
         self.recoveries: Counter[Strategy] = Counter()
+        self.rollouts: list[tuple[str, RolloutPolicy]] = []
 
     @contextmanager
     def attempt(
@@ -88,6 +90,9 @@ class Notes(SilentObserver):
 
     def breaker(self, worker_id: str, service: str, endpoint: str, state: BreakerState) -> None:
         self.breakers.append((worker_id, state))
+
+    def rollout(self, worker_id: str, decision: str, policy: RolloutPolicy) -> None:
+        self.rollouts.append((decision, policy))
 
     def recovering(self, strategy: Strategy, count: int = 1) -> None:
         self.recoveries[strategy] += count

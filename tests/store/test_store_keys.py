@@ -97,8 +97,8 @@ def _work(backend: Shipped) -> QueueKeys:
     backend.run(schedule_scripts.list_call(bench.keys))
     backend.run(schedule_scripts.due_call(bench.keys))
     backend.run(scripts.heartbeat_call(bench.keys, LIMITS, [("w0", b"{}"), ("w1", b"")]))
-    backend.run(fleet_scripts.configure_call(bench.keys, 0, {"a": "1", "b": ""}))
-    backend.run(fleet_scripts.configure_call(bench.keys, 1, {"a": ""}))
+    backend.run(fleet_scripts.configure_call(bench.keys, 0, {"a": "1", "b": ""}, events_max=100))
+    backend.run(fleet_scripts.configure_call(bench.keys, 1, {"a": ""}, events_max=100))
     entry = ServiceEntry(service="simulation", url="http://h:1", protocol="http")
     registrations = [
         Registration("s0", entry, 9.0),
