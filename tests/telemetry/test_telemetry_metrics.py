@@ -19,7 +19,7 @@ PUBLISHED = {
     *("claims_total", "event_loop_lag_seconds", "job_duration_seconds", "jobs_running", "jobs_total"),
     *("deadlines_missed_total", "schedule_firings_total"),
     *("lease_expiries_total", "poison_pills_total", "queue_depth", "queue_oldest_age_seconds"),
-    "recoveries_total",
+    *("recoveries_total", "rollout_attempts_total", "rollout_decisions_total", "rollout_percent"),
     *("service_health", "settlements_duplicate_total", "settlements_refused_total", "spool_size"),
     "store_available",
 }
