@@ -1,16 +1,24 @@
 -- claim: grant leases on the best jobs of the classes that each requesting worker can serve now.
 -- Replayable: a request id that was answered before gets the same jobs again, as long as they are still its own.
--- KEYS: jobs specs leases meta events classes, then one memory per request, then one pending set per class named
+-- KEYS: jobs specs leases meta events classes owners served limits usage rates, then one memory per request, then
+--       one pending set per class named
 -- ARGV: lease_ms events_max request_count class_count, class ids…, then per request:
 --       request_id worker count slots n, n positions among the classes
--- Returns: classes known, paused (0/1), now_ms, then per request: number of grants, and per grant
+-- Returns: classes known, paused (0/1), now_ms, then per request: number of grants, ms until a rate limit lets the
+--       next job through (0: no rate limit holds one back), and per grant
 --       id spec epoch class attempts recoveries reference cancel submitted_ms enqueued_ms expires_ms
 local jobs_key, specs_key, leases_key = KEYS[1], KEYS[2], KEYS[3]
 local meta_key, events_key, classes_key = KEYS[4], KEYS[5], KEYS[6]
+local owners_key, served_key, limits_key, usage_key, rates_key = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local lease_ms, request_count, class_count = tonumber(ARGV[1]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local AVOIDED_MAX = 64
-local class_base = 6 + request_count
-local paused = redis.call('HGET', meta_key, 'paused') == '1'
+-- A class that was not served for this many levels' worth of waiting no longer pays for its tenant's other classes.
+local PATIENCE = 10
+local UNBOUNDED = 2 ^ 52
+local class_base = 11 + request_count
+local settings = redis.call('HMGET', meta_key, 'paused', 'aging_ms')
+local paused = settings[1] == '1'
+local aging = aging_ticks(settings[2])
 local reply = { int(redis.call('HLEN', classes_key)), paused and '1' or '0', int(now_ms) }
 local events = {}
 
@@ -35,7 +43,7 @@ local function replay(pairs_granted)
   local specs = redis.call('HMGET', specs_key, unpack(ids))
   local at = #reply + 1
   local granted = 0
-  reply[at] = '0'
+  reply[at], reply[at + 1] = '0', '0'
   for i = 1, #ids do
     local record = raws[i] and cjson.decode(raws[i])
     if record and record[STATE] == 'running' and record[EPOCH] == epochs[i] then
@@ -47,74 +55,238 @@ local function replay(pairs_granted)
   reply[at] = int(granted)
 end
 
--- Best heads of the named classes: position in KEYS and the score of its first job.
-local function heads_of(first, n)
-  local heads = {}
-  for i = first, first + n - 1 do
-    local position = class_base + tonumber(ARGV[i])
-    local head = redis.call('ZRANGE', KEYS[position], 0, 0, 'WITHSCORES')
-    if head[1] then
-      heads[#heads + 1] = { position, tonumber(head[2]) }
-    end
-  end
-  return heads
+-- What this call has learnt, once for all its requests: the classes' heads by position, when classes and tenants
+-- were last served (in ticks), and what each limit lets through.
+local heads, stamps, moved, budgets, metered = {}, {}, {}, {}, {}
+local clock = 0
+
+local function look(head)
+  head.order = tonumber(redis.call('ZRANGE', KEYS[head.position], 0, 0, 'WITHSCORES')[2])
 end
 
--- Takes up to `wanted` ids in order across the heads; a single class is popped in one call.
-local function pop(heads, wanted)
-  local ids = {}
-  while #ids < wanted and #heads > 0 do
-    local best = 1
-    for i = 2, #heads do
-      if heads[i][2] < heads[best][2] then
-        best = i
+-- A limit is `running_max interval_us burst` (-1: any number, 0: at any rate). The meter of a rate stands at the time
+-- when the next start would be due if starts came evenly; it may run ahead of the clock by a burst.
+local function load_budgets(fields)
+  local defined = redis.call('HMGET', limits_key, 'tenant *', unpack(fields))
+  local active = redis.call('HMGET', usage_key, unpack(fields))
+  local meters = redis.call('HMGET', rates_key, unpack(fields))
+  for i, field in ipairs(fields) do
+    local limit = defined[i + 1] or (string.sub(field, 1, 7) == 'tenant ' and defined[1])
+    if limit then
+      local running, interval, burst = string.match(limit, '^(%-?%d+) (%d+) (%d+)$')
+      local budget = { field = field, started = 0, running = UNBOUNDED, interval = tonumber(interval) }
+      if tonumber(running) >= 0 then
+        budget.running = tonumber(running) - tonumber(active[i] or 0)
+      end
+      budget.left = budget.running
+      if budget.interval > 0 then
+        budget.meter = math.max(tonumber(meters[i] or 0), now_us)
+        budget.ahead = tonumber(burst) * budget.interval
+        budget.left = math.min(budget.left, math.floor((now_us + budget.ahead - budget.meter) / budget.interval))
+      end
+      budgets[field] = budget
+    end
+  end
+end
+
+-- Owners, stamps and limits of heads that are new to this call.
+local function learn(found)
+  local names, fields = {}, {}
+  for _, head in ipairs(found) do
+    names[#names + 1] = head.class
+  end
+  local owners = redis.call('HMGET', owners_key, unpack(names))
+  local asked, known = {}, {}
+  for i, head in ipairs(found) do
+    head.service, head.tenant = string.match(owners[i] or '', '^(%S*) ?(%S*)$')
+    head.served = { 'class ' .. head.class, 'tenant ' .. head.tenant }
+    asked[#asked + 1], asked[#asked + 2] = head.served[1], head.served[2]
+    head.limits = limits_of(head.service, head.tenant)
+    for _, field in ipairs(head.limits) do
+      if not known[field] and not budgets[field] then
+        known[field] = true
+        fields[#fields + 1] = field
       end
     end
-    local position = heads[best][1]
-    local popped = redis.call('ZPOPMIN', KEYS[position], #heads == 1 and wanted - #ids or 1)
-    for i = 1, #popped, 2 do
-      ids[#ids + 1] = popped[i]
-    end
-    local head = redis.call('ZRANGE', KEYS[position], 0, 0, 'WITHSCORES')
-    if head[1] then
-      heads[best][2] = tonumber(head[2])
-    else
-      table.remove(heads, best)
+  end
+  local earlier = redis.call('HMGET', served_key, 'clock', unpack(asked))
+  clock = math.max(clock, tonumber(earlier[1] or 0))
+  for i, field in ipairs(asked) do
+    stamps[field] = stamps[field] or tonumber(earlier[i + 1] or 0)
+  end
+  if #fields > 0 and redis.call('HLEN', limits_key) > 0 then
+    load_budgets(fields)
+  end
+  for _, head in ipairs(found) do
+    head.budgets = {}
+    for _, field in ipairs(head.limits) do
+      head.budgets[#head.budgets + 1] = budgets[field]
     end
   end
-  return ids
 end
 
--- Class position by id, to put a job back that this worker should leave to others for a moment.
-local position_of = {}
-for i = 1, class_count do
-  position_of[ARGV[4 + i]] = class_base + i
+-- The heads with a waiting job among the classes of one request.
+local function heads_of(first, n)
+  local found, new = {}, {}
+  for i = first, first + n - 1 do
+    local position = class_base + tonumber(ARGV[i])
+    local head = heads[position]
+    if not head then
+      head = { position = position, class = ARGV[4 + position - class_base] }
+      look(head)
+      heads[position] = head
+    end
+    if head.order then
+      found[#found + 1] = head
+      new[#new + 1] = not head.budgets and head or nil
+    end
+  end
+  if #new > 0 then
+    learn(new)
+  end
+  return found
+end
+
+local function held_back(head)
+  for _, budget in ipairs(head.budgets) do
+    if budget.left < 1 then
+      return true
+    end
+  end
+  return false
+end
+
+-- A tenant's turn, in ticks, the smallest first: since when its best job waits, or since when it was last served if
+-- that is later, and the job's rank on top. Among equal priorities this is round robin, whatever the backlogs.
+local function turn_of(head)
+  local arrived, lead = math.floor(head.order / RANKS), head.order % RANKS * aging
+  local since = math.max(stamps[head.served[1]], arrived - lead) + PATIENCE * aging
+  return math.max(arrived, math.min(stamps[head.served[2]], since) + lead)
+end
+
+-- The next head: the tenant whose turn it is, and of this tenant's the one first in order.
+local function choose(found)
+  local first, tenants = {}, {}
+  for _, head in ipairs(found) do
+    if not held_back(head) then
+      local rival = first[head.tenant]
+      if not rival then
+        tenants[#tenants + 1] = head.tenant
+      end
+      if not rival or head.order < rival.order then
+        first[head.tenant] = head
+      end
+    end
+  end
+  local best = first[tenants[1] or '']
+  for i = 2, #tenants do
+    local head = first[tenants[i]]
+    local mine, its = turn_of(best), turn_of(head)
+    if its < mine or (its == mine and head.order < best.order) then
+      best = head
+    end
+  end
+  return best
+end
+
+local function served(head, count)
+  clock = math.max(clock + 1, now_tick) + count - 1
+  for _, field in ipairs(head.served) do
+    stamps[field] = clock
+    if not moved[field] then
+      moved[field] = true
+      moved[#moved + 1] = field
+    end
+  end
+end
+
+local function spend(head, count)
+  for _, budget in ipairs(head.budgets) do
+    budget.left = budget.left - count
+  end
+end
+
+-- Takes up to `wanted` ids, each with its head; a single class is popped in one call.
+local function pop(found, wanted)
+  local ids, taken = {}, {}
+  while #ids < wanted do
+    local head = choose(found)
+    if not head then
+      break
+    end
+    local count = #found == 1 and wanted - #ids or 1
+    for _, budget in ipairs(head.budgets) do
+      count = math.min(count, budget.left)
+    end
+    local popped = redis.call('ZPOPMIN', KEYS[head.position], int(count))
+    for i = 1, #popped, 2 do
+      ids[#ids + 1], taken[#taken + 1] = popped[i], head
+    end
+    spend(head, #popped / 2)
+    served(head, #popped / 2)
+    look(head)
+    for i = #found, 1, -1 do
+      if not found[i].order then
+        table.remove(found, i)
+      end
+    end
+  end
+  return ids, taken
+end
+
+local function started(head)
+  for _, budget in ipairs(head.budgets) do
+    budget.started = budget.started + 1
+    metered[#metered + 1] = budget.interval > 0 and budget.started == 1 and budget or nil
+  end
+end
+
+-- Milliseconds until a rate lets another job of these classes through; 0 when no rate holds one back.
+local function wait_ms(found)
+  local least = 0
+  for _, head in ipairs(found) do
+    for _, budget in ipairs(head.budgets) do
+      if budget.interval > 0 and budget.left < 1 and budget.running > budget.started then
+        local due_us = budget.meter + (budget.started + 1) * budget.interval - budget.ahead - now_us
+        local ms = math.max(1, math.ceil(due_us / 1000))
+        least = least == 0 and ms or math.min(least, ms)
+      end
+    end
+  end
+  return least
 end
 
 local function claim(memory_position, request_id, worker, wanted, slots, first, n)
   local at = #reply + 1
-  reply[at] = '0'
-  local heads = heads_of(first, n)
+  reply[at], reply[at + 1] = '0', '0'
+  local found = heads_of(first, n)
   local granted, avoided, changes, leases, memory = 0, {}, {}, {}, {}
-  while granted < wanted and #heads > 0 and #avoided / 2 < AVOIDED_MAX do
-    local ids = pop(heads, wanted - granted)
+  while granted < wanted and #avoided / 3 < AVOIDED_MAX do
+    local ids, taken = pop(found, wanted - granted)
+    if #ids == 0 then
+      break
+    end
     local raws = redis.call('HMGET', jobs_key, unpack(ids))
     local specs = redis.call('HMGET', specs_key, unpack(ids))
     for i = 1, #ids do
-      local id, record = ids[i], raws[i] and cjson.decode(raws[i])
+      local id, head, record = ids[i], taken[i], raws[i] and cjson.decode(raws[i])
       if not record or record[STATE] ~= 'pending' then
         -- an id without a waiting job (keys changed by hand) simply leaves the queue
+        spend(head, -1)
       elseif record[EXPIRES] ~= '0' and tonumber(record[EXPIRES]) <= now_ms then
         -- so does a job whose deadline has passed: the next sweep ends it
+        spend(head, -1)
       elseif record[AVOID_WORKER] == worker and tonumber(record[AVOID_UNTIL]) > now_ms then
-        avoided[#avoided + 1] = id
-        avoided[#avoided + 1] = record
+        spend(head, -1)
+        avoided[#avoided + 1], avoided[#avoided + 2], avoided[#avoided + 3] = id, record[ORDER], head
       else
         record[STATE] = 'running'
         record[EPOCH] = int(math.max(tonumber(record[EPOCH]) + 1, now_us))
         record[WORKER] = worker
         record[NUMBER] = '0'
         granted = granted + 1
+        started(head)
+        count_running(record, 1)
         changes[#changes + 1] = id
         changes[#changes + 1] = cjson.encode(record)
         leases[#leases + 1] = int(now_ms + lease_ms)
@@ -126,8 +298,13 @@ local function claim(memory_position, request_id, worker, wanted, slots, first, 
       end
     end
   end
-  for i = 1, #avoided, 2 do
-    redis.call('ZADD', KEYS[position_of[avoided[i + 1][CLASS]]], avoided[i + 1][ORDER], avoided[i])
+  -- What this worker should leave to others for a moment goes back.
+  for i = 1, #avoided, 3 do
+    redis.call('ZADD', KEYS[avoided[i + 2].position], avoided[i + 1], avoided[i])
+    look(avoided[i + 2])
+  end
+  if granted < wanted then
+    reply[at + 1] = int(wait_ms(found))
   end
   if granted > 0 then
     redis.call('HSET', jobs_key, unpack(changes))
@@ -140,16 +317,29 @@ end
 local at = 5 + class_count
 for r = 1, request_count do
   local request_id, n = ARGV[at], tonumber(ARGV[at + 4])
-  local raw = redis.call('GET', KEYS[6 + r])
+  local raw = redis.call('GET', KEYS[11 + r])
   local memory = raw and cjson.decode(raw)
   if memory and memory[1] == request_id then
     replay(memory[2])
   elseif paused then
     reply[#reply + 1] = '0'
+    reply[#reply + 1] = '0'
   else
-    claim(6 + r, request_id, ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3], at + 5, n)
+    claim(11 + r, request_id, ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3], at + 5, n)
   end
   at = at + 5 + n
 end
+if #moved > 0 then
+  local fields = { 'clock', int(clock) }
+  for _, field in ipairs(moved) do
+    fields[#fields + 1] = field
+    fields[#fields + 1] = int(stamps[field])
+  end
+  redis.call('HSET', served_key, unpack(fields))
+end
+for _, budget in ipairs(metered) do
+  redis.call('HSET', rates_key, budget.field, int(budget.meter + budget.started * budget.interval))
+end
+write_counts(usage_key)
 emit(events_key, ARGV[2], events)
 return reply
