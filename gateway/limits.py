@@ -36,9 +36,6 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
         rate_s: the period of ``rate``, seconds.
         burst: starts that may come at once after a quiet time; never more than ``burst`` + elapsed time / (``rate_s`` /
             ``rate``) in any stretch of time.
-
-    Raises:
-        ConfigError: from ``check_limit`` only; a decoded one is taken as it is.
     """
 
     running_max: int | None = None
@@ -94,6 +91,18 @@ def encode_limit(limit: Limit) -> str:
     return f"{running} {limit.interval_us} {limit.burst}"
 
 
+def encode_limits(limits: Mapping[str, Limit | None]) -> list[tuple[str, str]]:
+    """Names and texts as ``limit.lua`` takes them; None removes a limit.
+
+    Raises:
+        ConfigError: a name or a number is impossible.
+    """
+    return [
+        (check_name(name), "" if limit is None else encode_limit(check_limit(name, limit)))
+        for name, limit in limits.items()
+    ]
+
+
 def aging_ms(aging_s: float) -> str:
     """Seconds of waiting per level of priority, as ``submit.lua`` and ``claim.lua`` read it.
 
@@ -130,7 +139,7 @@ class LimitView(msgspec.Struct, frozen=True, kw_only=True):
         if self.running_max is not None and self.running >= self.running_max:
             return f"{self.name}: {self.running} of at most {self.running_max} jobs run"
         if self.wait_s > 0:
-            return f"{self.name}: at most {self.starts_per_s:.6g} starts/s, the next in {self.wait_s:.1f} s"
+            return f"{self.name}: at most {self.starts_per_s or 0.0:.6g} starts/s, the next in {self.wait_s:.1f} s"
         return ""
 
 
