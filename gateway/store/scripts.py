@@ -363,7 +363,7 @@ def limits_reply(raw: Sequence[Any]) -> QueueLimits:
         now_us=int(raw[0]),
         aging_s=int(raw[1]) / 1000 if raw[1] else AGING_S_DEFAULT,
         limits={name.decode(): text.decode() for name, text in limits.items()},
-        running={name.decode(): int(count) for name, count in running.items()},
+        running={name.decode(): int(count) for name, count in running.items() if int(count)},
         meters_us={name.decode(): int(meter_us) for name, meter_us in meters.items()},
     )
 

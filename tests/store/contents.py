@@ -104,7 +104,7 @@ def contents(client: Any, keys: QueueKeys, classes: Sequence[str], jobs: Sequenc
         "schedules": schedules,
         "schedule_due": schedule_due,
         "schedule_runs": {name: _decode_row(row) for name, row in runs.items()},
-        "usage": _numbers(usage),
+        "usage": {name: count for name, count in _numbers(usage).items() if count},
         "served": _numbers(served),
         "rates": _numbers(rates),
         "limits": limits,

@@ -170,6 +170,7 @@ class StoreModel:
     # Leases
 
     def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
+        self.shares.begin(self.now_us)
         return [self._claim(request) for request in requests]
 
     def _claim(self, request: ClaimRequest) -> ClaimReply:

@@ -21,11 +21,12 @@ def grant(model: StoreModel, request: ClaimRequest) -> tuple[list[ModelJob], int
     """The jobs granted, and how long a rate limit holds back the next one."""
     jobs: list[ModelJob] = []
     aside: list[ModelJob] = []
+    model.shares.compete(_heads(model, request, []))
     while len(jobs) < request.count and len(aside) < ASIDE_MAX:
         taken: list[ModelJob] = []
         while len(jobs) + len(taken) < request.count and (job := _next(model, request, taken, aside)):
             taken.append(job)
-            model.shares.taken(job, model.now_us)
+            model.shares.taken(job)
         if not taken:
             break
         for job in taken:

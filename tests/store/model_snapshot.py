@@ -34,7 +34,7 @@ def snapshot(model: StoreModel) -> dict[str, Any]:
         "unique": dict(model.unique),
         "holds": dict(model.holds),
         "usage": dict(model.running()),
-        "served": model.shares.served | ({"clock": model.shares.clock} if model.shares.clock else {}),
+        "served": model.shares.served,
         "rates": model.shares.meters_us,
         "limits": {name: text for name, text in model.shares.texts.items() if name != "aging_ms"},
         **model.schedules.snapshot(),

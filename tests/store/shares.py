@@ -35,6 +35,10 @@ def names_of(job: Waiting) -> list[str]:
     return [f"service {job.spec.service}", *([f"tenant {job.spec.tenant}"] if job.spec.tenant else [])]
 
 
+def _stamps(job: Waiting) -> tuple[str, str]:
+    return f"class {job.class_id}", f"tenant {job.spec.tenant}"
+
+
 class Shares:
     """Who is next. The running jobs and the time come from the caller."""
 
@@ -42,9 +46,9 @@ class Shares:
         #: Text of everything that was set, by name.
         self.texts: dict[str, str] = {}
         self.meters_us: dict[str, int] = {}
-        #: When classes and tenants were last served, in ticks, and the latest such moment.
+        #: When classes and tenants were last served, in ticks.
         self.served: dict[str, int] = {}
-        self.clock = 0
+        self._clock = 0
 
     @property
     def aging_ticks(self) -> int:
@@ -103,15 +107,24 @@ class Shares:
             if interval_us := self._limit(name)[1]:
                 self.meters_us[name] = self._meter_us(name, now_us) + interval_us
 
-    def taken(self, job: Waiting, now_us: int) -> None:
+    def begin(self, now_us: int) -> None:
+        """A call begins: its stamps are not before now."""
+        self._clock = self.tick(now_us)
+
+    def compete(self, heads: Sequence[Waiting]) -> None:
+        """Where something is to be decided, the next stamps are later than those it is decided by."""
+        if len({job.spec.tenant for job in heads}) > 1 or set(self.texts) - {"aging_ms"}:
+            stamps = (self.served.get(name, 0) for job in heads for name in _stamps(job))
+            self._clock = max([self._clock, *stamps])
+
+    def taken(self, job: Waiting) -> None:
         """The tenant had its turn, whatever comes of it."""
-        self.clock = max(self.clock + 1, self.tick(now_us))
-        self.served |= {f"class {job.class_id}": self.clock, f"tenant {job.spec.tenant}": self.clock}
+        self._clock += 1
+        self.served |= dict.fromkeys(_stamps(job), self._clock)
 
     def turn(self, job: Waiting) -> int:
         """Since when a tenant waits, not counting before it was last served, plus the rank of its job."""
         arrived, lead = job.order // RANKS, job.order % RANKS * self.aging_ticks
-        its_class = self.served.get(f"class {job.class_id}", 0)
-        its_tenant = self.served.get(f"tenant {job.spec.tenant}", 0)
+        its_class, its_tenant = (self.served.get(name, 0) for name in _stamps(job))
         patience = max(its_class, arrived - lead) + PATIENCE * self.aging_ticks
         return max(arrived, min(its_tenant, patience) + lead)

@@ -50,7 +50,7 @@ MUTANTS: dict[str, list[Mutation]] = {
         Mutation("claim", "int(math.max(tonumber(record[EPOCH]) + 1, now_us))", "record[EPOCH]")
     ],
     "claim ignores pause": [Mutation("claim", "elseif paused then", "elseif false then")],
-    "claim ignores the order": [Mutation("claim", "head.order < rival.order", "false")],
+    "claim ignores the order": [Mutation("claim", "head.order < group.best.order", "false")],
     "claim forgets whom to avoid": [Mutation("claim", "record[AVOID_WORKER] == worker", "false")],
     "claim loses an avoided job": [Mutation("claim", "for i = 1, #avoided, 3 do", "for i = 1, 0 do")],
     "claim ignores how many run": [
@@ -62,7 +62,7 @@ MUTANTS: dict[str, list[Mutation]] = {
         Mutation("claim", "math.floor((now_us + budget.ahead - budget.meter) / budget.interval)", "99")
     ],
     "claim reserves nothing within one call": [
-        Mutation("claim", "    spend(head, #popped / 2)\n", ""),
+        Mutation("claim", "if spend(head, #popped / 2) then", "if false then"),
         Mutation("claim", "      count = math.min(count, budget.left)\n", ""),
     ],
     "claim forgets whom no limit of their own names": [
@@ -75,11 +75,13 @@ MUTANTS: dict[str, list[Mutation]] = {
         Mutation("claim", "math.max(tonumber(meters[i] or 0), now_us)", "tonumber(meters[i] or now_us)")
     ],
     "claim does not count what runs": [Mutation("claim", "        count_running(record, 1)\n", "")],
-    "claim serves whoever came first": [
-        Mutation("claim", "local mine, its = turn_of(best), turn_of(head)", "local mine, its = 0, 0")
-    ],
+    "claim serves whoever came first": [Mutation("claim", "turn_of(group.best) or 0", "0 or 0")],
     "claim gives no turn for priority": [
-        Mutation("claim", "(stamps[head.served[2]], since) + lead", "(stamps[head.served[2]], since)")
+        Mutation(
+            "claim",
+            "(stamps['tenant ' .. head.tenant], since) + lead",
+            "(stamps['tenant ' .. head.tenant], since)",
+        )
     ],
     "settle does not free what a limit counts": [Mutation("settle", "      count_running(record, -1)\n", "")],
     "sweep does not free what a limit counts": [Mutation("sweep", "    count_running(record, -1)\n", "")],

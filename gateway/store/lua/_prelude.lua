@@ -33,18 +33,18 @@ end
 
 -- Running jobs are counted where a job begins (1) or ceases (-1) to run, and nowhere else.
 local function count_running(record, change)
-  local owner = record[SERVICE] .. ' ' .. record[TENANT]
-  if not counts[owner] then
-    counts[owner] = { limits_of(record[SERVICE], record[TENANT]), 0 }
-    counts[#counts + 1] = counts[owner]
+  local count = counts[record[CLASS]]
+  if not count then
+    count = { limits_of(record[SERVICE], record[TENANT]), 0 }
+    counts[record[CLASS]], counts[#counts + 1] = count, count
   end
-  counts[owner][2] = counts[owner][2] + change
+  count[2] = count[2] + change
 end
 
 local function write_counts(usage_key)
   for _, count in ipairs(counts) do
     for _, field in ipairs(count[2] ~= 0 and count[1] or {}) do
-      if redis.call('HINCRBY', usage_key, field, int(count[2])) <= 0 then
+      if redis.call('HINCRBY', usage_key, field, int(count[2])) < 0 then
         redis.call('HDEL', usage_key, field)
       end
     end

@@ -58,10 +58,33 @@ end
 -- What this call has learnt, once for all its requests: the classes' heads by position, when classes and tenants
 -- were last served (in ticks), and what each limit lets through.
 local heads, stamps, moved, budgets, metered = {}, {}, {}, {}, {}
-local clock = 0
+local clock, limited = now_tick, nil
 
 local function look(head)
   head.order = tonumber(redis.call('ZRANGE', KEYS[head.position], 0, 0, 'WITHSCORES')[2])
+end
+
+local function learn_owners(found)
+  local names = {}
+  for i, head in ipairs(found) do
+    names[i] = head.class
+  end
+  for i, owner in ipairs(redis.call('HMGET', owners_key, unpack(names))) do
+    found[i].service, found[i].tenant = string.match(owner or '', '^(%S*) ?(%S*)$')
+  end
+end
+
+-- Stamps made in this call stay; those read here are not later than the next one.
+local function learn_stamps(found)
+  local asked = {}
+  for _, head in ipairs(found) do
+    asked[#asked + 1], asked[#asked + 2] = 'class ' .. head.class, 'tenant ' .. head.tenant
+  end
+  local earlier = redis.call('HMGET', served_key, unpack(asked))
+  for i, field in ipairs(asked) do
+    stamps[field] = stamps[field] or tonumber(earlier[i] or 0)
+    clock = math.max(clock, stamps[field])
+  end
 end
 
 -- A limit is `running_max interval_us burst` (-1: any number, 0: at any rate). The meter of a rate stands at the time
@@ -72,9 +95,10 @@ local function load_budgets(fields)
   local meters = redis.call('HMGET', rates_key, unpack(fields))
   for i, field in ipairs(fields) do
     local limit = defined[i + 1] or (string.sub(field, 1, 7) == 'tenant ' and defined[1])
+    local budget = false
     if limit then
       local running, interval, burst = string.match(limit, '^(%-?%d+) (%d+) (%d+)$')
-      local budget = { field = field, started = 0, running = UNBOUNDED, interval = tonumber(interval) }
+      budget = { field = field, started = 0, running = UNBOUNDED, interval = tonumber(interval) }
       if tonumber(running) >= 0 then
         budget.running = tonumber(running) - tonumber(active[i] or 0)
       end
@@ -84,65 +108,61 @@ local function load_budgets(fields)
         budget.ahead = tonumber(burst) * budget.interval
         budget.left = math.min(budget.left, math.floor((now_us + budget.ahead - budget.meter) / budget.interval))
       end
-      budgets[field] = budget
     end
+    budgets[field] = budget
   end
 end
 
--- Owners, stamps and limits of heads that are new to this call.
-local function learn(found)
-  local names, fields = {}, {}
+local function learn_limits(found)
+  local fields, asked = {}, {}
   for _, head in ipairs(found) do
-    names[#names + 1] = head.class
-  end
-  local owners = redis.call('HMGET', owners_key, unpack(names))
-  local asked, known = {}, {}
-  for i, head in ipairs(found) do
-    head.service, head.tenant = string.match(owners[i] or '', '^(%S*) ?(%S*)$')
-    head.served = { 'class ' .. head.class, 'tenant ' .. head.tenant }
-    asked[#asked + 1], asked[#asked + 2] = head.served[1], head.served[2]
-    head.limits = limits_of(head.service, head.tenant)
-    for _, field in ipairs(head.limits) do
-      if not known[field] and not budgets[field] then
-        known[field] = true
+    for _, field in ipairs(limits_of(head.service, head.tenant)) do
+      if budgets[field] == nil and not asked[field] then
+        asked[field] = true
         fields[#fields + 1] = field
       end
     end
   end
-  local earlier = redis.call('HMGET', served_key, 'clock', unpack(asked))
-  clock = math.max(clock, tonumber(earlier[1] or 0))
-  for i, field in ipairs(asked) do
-    stamps[field] = stamps[field] or tonumber(earlier[i + 1] or 0)
-  end
-  if #fields > 0 and redis.call('HLEN', limits_key) > 0 then
+  if #fields > 0 then
     load_budgets(fields)
   end
   for _, head in ipairs(found) do
     head.budgets = {}
-    for _, field in ipairs(head.limits) do
-      head.budgets[#head.budgets + 1] = budgets[field]
+    for _, field in ipairs(limits_of(head.service, head.tenant)) do
+      head.budgets[#head.budgets + 1] = budgets[field] or nil
     end
   end
 end
 
--- The heads with a waiting job among the classes of one request.
+-- Heads with a waiting job among the classes of one request. What decides between them is read only where there is
+-- something to decide: a single class of a queue without limits costs nothing more.
 local function heads_of(first, n)
-  local found, new = {}, {}
+  local found = {}
   for i = first, first + n - 1 do
     local position = class_base + tonumber(ARGV[i])
     local head = heads[position]
     if not head then
-      head = { position = position, class = ARGV[4 + position - class_base] }
+      head = { position = position, class = ARGV[4 + position - class_base], budgets = {} }
       look(head)
       heads[position] = head
     end
-    if head.order then
-      found[#found + 1] = head
-      new[#new + 1] = not head.budgets and head or nil
-    end
+    found[#found + 1] = head.order and head or nil
   end
-  if #new > 0 then
-    learn(new)
+  if #found > 0 and limited == nil then
+    limited = redis.call('HLEN', limits_key) > 0
+  end
+  if #found > 1 or (#found == 1 and limited) then
+    learn_owners(found)
+    local alone = not limited
+    for _, head in ipairs(found) do
+      alone = alone and head.tenant == found[1].tenant
+    end
+    if not alone then
+      learn_stamps(found)
+    end
+    if limited then
+      learn_limits(found)
+    end
   end
   return found
 end
@@ -160,38 +180,52 @@ end
 -- that is later, and the job's rank on top. Among equal priorities this is round robin, whatever the backlogs.
 local function turn_of(head)
   local arrived, lead = math.floor(head.order / RANKS), head.order % RANKS * aging
-  local since = math.max(stamps[head.served[1]], arrived - lead) + PATIENCE * aging
-  return math.max(arrived, math.min(stamps[head.served[2]], since) + lead)
+  local since = math.max(stamps['class ' .. head.class], arrived - lead) + PATIENCE * aging
+  return math.max(arrived, math.min(stamps['tenant ' .. head.tenant], since) + lead)
 end
 
--- The next head: the tenant whose turn it is, and of this tenant's the one first in order.
-local function choose(found)
-  local first, tenants = {}, {}
+-- A tenant's best head is the one first in order; a tenant alone needs no turn.
+local function rank_group(group, alone)
+  group.best = nil
+  for _, head in ipairs(group) do
+    if head.order and (not group.best or head.order < group.best.order) and not held_back(head) then
+      group.best = head
+    end
+  end
+  group.turn = group.best and not alone and turn_of(group.best) or 0
+end
+
+local function groups_of(found)
+  local groups, group_by = {}, {}
   for _, head in ipairs(found) do
-    if not held_back(head) then
-      local rival = first[head.tenant]
-      if not rival then
-        tenants[#tenants + 1] = head.tenant
-      end
-      if not rival or head.order < rival.order then
-        first[head.tenant] = head
-      end
+    local tenant = head.tenant or ''
+    if not group_by[tenant] then
+      group_by[tenant] = {}
+      groups[#groups + 1] = group_by[tenant]
+    end
+    head.group = group_by[tenant]
+    head.group[#head.group + 1] = head
+  end
+  for _, group in ipairs(groups) do
+    rank_group(group, #groups == 1)
+  end
+  return groups
+end
+
+local function choose(groups)
+  local best
+  for _, group in ipairs(groups) do
+    if group.best and (not best or group.turn < best.turn or
+      (group.turn == best.turn and group.best.order < best.best.order)) then
+      best = group
     end
   end
-  local best = first[tenants[1] or '']
-  for i = 2, #tenants do
-    local head = first[tenants[i]]
-    local mine, its = turn_of(best), turn_of(head)
-    if its < mine or (its == mine and head.order < best.order) then
-      best = head
-    end
-  end
-  return best
+  return best and best.best
 end
 
 local function served(head, count)
-  clock = math.max(clock + 1, now_tick) + count - 1
-  for _, field in ipairs(head.served) do
+  clock = clock + count
+  for _, field in ipairs({ 'class ' .. head.class, 'tenant ' .. head.tenant }) do
     stamps[field] = clock
     if not moved[field] then
       moved[field] = true
@@ -200,21 +234,28 @@ local function served(head, count)
   end
 end
 
+-- Whether that used up a limit.
 local function spend(head, count)
+  local spent = false
   for _, budget in ipairs(head.budgets) do
     budget.left = budget.left - count
+    spent = spent or budget.left < 1
   end
+  return spent
 end
 
 -- Takes up to `wanted` ids, each with its head; a single class is popped in one call.
 local function pop(found, wanted)
-  local ids, taken = {}, {}
+  local ids, taken, groups, live = {}, {}, groups_of(found), 0
+  for _, head in ipairs(found) do
+    live = live + (head.order and 1 or 0)
+  end
   while #ids < wanted do
-    local head = choose(found)
+    local head = choose(groups)
     if not head then
       break
     end
-    local count = #found == 1 and wanted - #ids or 1
+    local count = live == 1 and wanted - #ids or 1
     for _, budget in ipairs(head.budgets) do
       count = math.min(count, budget.left)
     end
@@ -222,13 +263,17 @@ local function pop(found, wanted)
     for i = 1, #popped, 2 do
       ids[#ids + 1], taken[#taken + 1] = popped[i], head
     end
-    spend(head, #popped / 2)
-    served(head, #popped / 2)
+    if head.tenant then
+      served(head, #popped / 2)
+    end
     look(head)
-    for i = #found, 1, -1 do
-      if not found[i].order then
-        table.remove(found, i)
+    live = live - (head.order and 0 or 1)
+    if spend(head, #popped / 2) then
+      for _, group in ipairs(groups) do
+        rank_group(group, #groups == 1)
       end
+    else
+      rank_group(head.group, #groups == 1)
     end
   end
   return ids, taken
@@ -246,7 +291,7 @@ local function wait_ms(found)
   local least = 0
   for _, head in ipairs(found) do
     for _, budget in ipairs(head.budgets) do
-      if budget.interval > 0 and budget.left < 1 and budget.running > budget.started then
+      if head.order and budget.interval > 0 and budget.left < 1 and budget.running > budget.started then
         local due_us = budget.meter + (budget.started + 1) * budget.interval - budget.ahead - now_us
         local ms = math.max(1, math.ceil(due_us / 1000))
         least = least == 0 and ms or math.min(least, ms)
@@ -270,6 +315,10 @@ local function claim(memory_position, request_id, worker, wanted, slots, first, 
     local specs = redis.call('HMGET', specs_key, unpack(ids))
     for i = 1, #ids do
       local id, head, record = ids[i], taken[i], raws[i] and cjson.decode(raws[i])
+      if record and not head.tenant then
+        head.tenant = record[TENANT]
+        served(head, #ids)
+      end
       if not record or record[STATE] ~= 'pending' then
         -- an id without a waiting job (keys changed by hand) simply leaves the queue
         spend(head, -1)
@@ -330,7 +379,7 @@ for r = 1, request_count do
   at = at + 5 + n
 end
 if #moved > 0 then
-  local fields = { 'clock', int(clock) }
+  local fields = {}
   for _, field in ipairs(moved) do
     fields[#fields + 1] = field
     fields[#fields + 1] = int(stamps[field])
