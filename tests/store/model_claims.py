@@ -71,4 +71,4 @@ def _next(
         lets = {name: model.shares.lets(name, model.now_us, running) for name in names_of(job)}
         if all(let is None or let > reserved[name] for name, let in lets.items()):
             best.setdefault(job.spec.tenant, job)
-    return min(best.values(), key=lambda job: (model.shares.turn(job), job.order), default=None)
+    return min(best.values(), key=lambda job: (model.shares.turn(job, model.now_us), job.order), default=None)

@@ -122,9 +122,10 @@ class Shares:
         self._clock += 1
         self.served |= dict.fromkeys(_stamps(job), self._clock)
 
-    def turn(self, job: Waiting) -> int:
+    def turn(self, job: Waiting, now_us: int) -> int:
         """Since when a tenant waits, not counting before it was last served, plus the rank of its job."""
-        arrived, lead = job.order // RANKS, job.order % RANKS * self.aging_ticks
+        lead = job.order % RANKS * self.aging_ticks
+        arrived = min(job.order // RANKS - lead, self.tick(now_us))
         its_class, its_tenant = (self.served.get(name, 0) for name in _stamps(job))
-        patience = max(its_class, arrived - lead) + PATIENCE * self.aging_ticks
-        return max(arrived, min(its_tenant, patience) + lead)
+        patience = max(its_class, arrived) + PATIENCE * self.aging_ticks
+        return max(arrived, min(its_tenant, patience)) + lead

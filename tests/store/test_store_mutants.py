@@ -79,8 +79,8 @@ MUTANTS: dict[str, list[Mutation]] = {
     "claim gives no turn for priority": [
         Mutation(
             "claim",
-            "(stamps['tenant ' .. head.tenant], since) + lead",
-            "(stamps['tenant ' .. head.tenant], since)",
+            "(stamps['tenant ' .. head.tenant], patient)) + lead",
+            "(stamps['tenant ' .. head.tenant], patient))",
         )
     ],
     "settle does not free what a limit counts": [Mutation("settle", "      count_running(record, -1)\n", "")],

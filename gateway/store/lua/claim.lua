@@ -179,9 +179,11 @@ end
 -- A tenant's turn, in ticks, the smallest first: since when its best job waits, or since when it was last served if
 -- that is later, and the job's rank on top. Among equal priorities this is round robin, whatever the backlogs.
 local function turn_of(head)
-  local arrived, lead = math.floor(head.order / RANKS), head.order % RANKS * aging
-  local since = math.max(stamps['class ' .. head.class], arrived - lead) + PATIENCE * aging
-  return math.max(arrived, math.min(stamps['tenant ' .. head.tenant], since) + lead)
+  local lead = head.order % RANKS * aging
+  -- Ticks of a burst of submissions run ahead of the time.
+  local arrived = math.min(math.floor(head.order / RANKS) - lead, now_tick)
+  local patient = math.max(stamps['class ' .. head.class], arrived) + PATIENCE * aging
+  return math.max(arrived, math.min(stamps['tenant ' .. head.tenant], patient)) + lead
 end
 
 -- A tenant's best head is the one first in order; a tenant alone needs no turn.
