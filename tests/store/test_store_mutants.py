@@ -50,7 +50,7 @@ MUTANTS: dict[str, list[Mutation]] = {
         Mutation("claim", "int(math.max(tonumber(record[EPOCH]) + 1, now_us))", "record[EPOCH]")
     ],
     "claim ignores pause": [Mutation("claim", "elseif paused then", "elseif false then")],
-    "claim ignores the order": [Mutation("claim", "head.order < group.best.order", "false")],
+    "claim ignores the order": [Mutation("claim", "order and order < least and", "order and")],
     "claim forgets whom to avoid": [Mutation("claim", "record[AVOID_WORKER] == worker", "false")],
     "claim loses an avoided job": [Mutation("claim", "for i = 1, #avoided, 3 do", "for i = 1, 0 do")],
     "claim ignores how many run": [

@@ -188,12 +188,14 @@ end
 
 -- A tenant's best head is the one first in order; a tenant alone needs no turn.
 local function rank_group(group, alone)
-  group.best = nil
-  for _, head in ipairs(group) do
-    if head.order and (not group.best or head.order < group.best.order) and not held_back(head) then
-      group.best = head
+  local best, least = nil, UNBOUNDED * 2
+  for i = 1, #group do
+    local order = group[i].order
+    if order and order < least and not held_back(group[i]) then
+      best, least = group[i], order
     end
   end
+  group.best = best
   group.turn = group.best and not alone and turn_of(group.best) or 0
 end
 
@@ -227,7 +229,8 @@ end
 
 local function served(head, count)
   clock = clock + count
-  for _, field in ipairs({ 'class ' .. head.class, 'tenant ' .. head.tenant }) do
+  head.fields = head.fields or { 'class ' .. head.class, 'tenant ' .. head.tenant }
+  for _, field in ipairs(head.fields) do
     stamps[field] = clock
     if not moved[field] then
       moved[field] = true
