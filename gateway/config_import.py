@@ -258,7 +258,7 @@ class _Mapping:
         options: dict[str, Any] = {}
         for name in variables:
             if connector == "openai-http" and name.endswith("API_KEY"):
-                options["api_key_env"] = name
+                options["api_key"] = {"env": name}
             else:
                 self._note(f"{key}.required_env: {name} has no counterpart and is left out")
         return options

@@ -11,6 +11,7 @@ import random as random_module
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from gateway.errors import JobFault
@@ -48,6 +49,9 @@ class ServicePhase(enum.StrEnum):
     UNKNOWN = "unknown"
 
 
+_NOTHING: Mapping[str, int] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """What a service answered.
@@ -55,10 +59,12 @@ class JobResult:
     Attributes:
         value: any JSON value.
         served_by: the instance's own name, for the routing check; empty when the service does not tell.
+        consumed: what the service says that the job used up, by kind (``input_tokens``); counted as a metric.
     """
 
     value: Any
     served_by: str = ""
+    consumed: Mapping[str, int] = field(default_factory=lambda: _NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +126,7 @@ class ConnectorSetup:
         open_channel: the same for gRPC, whose library opens its connections itself.
         random: seeded source for jitter and ids.
         now_s: monotonic clock, seconds.
-        options: the connector's own settings from the configuration.
+        options: the connector's own settings from the configuration, secrets among them: no repr shows any.
         instance: own name that the instance is expected to have; empty when nobody said.
     """
 
@@ -128,7 +134,7 @@ class ConnectorSetup:
     open_stream: OpenStream
     random: random_module.Random
     now_s: Callable[[], float]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     open_channel: OpenChannel = open_grpcio
     instance: str = ""
 

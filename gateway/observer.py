@@ -32,6 +32,10 @@ class AttemptObserver(Protocol):
         """The attempt failed with this fault."""
         ...
 
+    def consumed(self, amounts: Mapping[str, int]) -> None:
+        """The service said what the job used up, by kind."""
+        ...
+
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None:
         """The lease ended; None while the settlement waits in the spool."""
         ...
@@ -99,6 +103,8 @@ class _SilentAttempt:
         return _NO_CONTEXT
 
     def faulted(self, fault_class: FaultClass, message: str) -> None: ...
+
+    def consumed(self, amounts: Mapping[str, int]) -> None: ...
 
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None: ...
 

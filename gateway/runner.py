@@ -302,6 +302,8 @@ class JobRunner:
     def _completed(self, attempt: _Attempt, result: JobResult) -> Settlement:
         body = _encode(result.value)
         self._endpoint_spoke(attempt, None)
+        if result.consumed:
+            attempt.observer.consumed(result.consumed)
         if len(body) > self.result_bytes_max:
             message = f"the result of {len(body)} bytes exceeds {self.result_bytes_max}"
             return self._buried(attempt, JobFault(FaultClass.VALIDATION, message))

@@ -231,6 +231,7 @@ class HTTPAdapter(ProtocolAdapter):
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        idle_timeout_s: float | None = None,
         body_bytes_max: int | None = None,
     ) -> RawReply:
         """Send bytes, receive bytes.
@@ -241,16 +242,19 @@ class HTTPAdapter(ProtocolAdapter):
             content: body to send.
             headers: in addition.
             timeout_s: seconds for everything; ``request_timeout_s`` by default.
+            idle_timeout_s: longest silence in seconds; that of the limits by default. A service that computes its
+                whole answer first is silent until then.
             body_bytes_max: bound of this answer, bytes; that of the limits by default.
 
         Raises:
             ProtocolError: one of its leafs.
         """
         limits = self._limits
+        idle_s = limits.idle_timeout_s if idle_timeout_s is None else idle_timeout_s
         exchange, what = Exchange(), self._what(method, path)
         with self._counted(), map_exceptions(exchange, what):
             with trio.fail_after(limits.request_timeout_s if timeout_s is None else timeout_s):
-                request = self._build(exchange, method, path, content, headers, limits.idle_timeout_s)
+                request = self._build(exchange, method, path, content, headers, idle_s)
                 async with self._exchange(exchange, request, what) as (status, body, reply_headers):
                     limit = limits.body_bytes_max if body_bytes_max is None else body_bytes_max
                     return RawReply(status, await _read(body, reply_headers, what, limit), reply_headers)
@@ -263,12 +267,13 @@ class HTTPAdapter(ProtocolAdapter):
         *,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        head_timeout_s: float | None = None,
         idle_timeout_s: float | None = None,
         line_bytes_max: int = 1024 * 1024,
     ) -> AsyncIterator[LineStream]:
         """Open an answer that arrives line by line (NDJSON, server-sent events).
 
-        The answer's head must come within ``request_timeout_s``; the body may last for ever, the caller's own
+        The answer's head must come within ``head_timeout_s``; the body may last for ever, the caller's own
         deadline bounds it. Leaving the block before the end, or a cancellation, closes the connection, so the
         peer notices.
 
@@ -277,6 +282,7 @@ class HTTPAdapter(ProtocolAdapter):
             path: below the endpoint's own; quoted by the caller, with query.
             content: body to send.
             headers: in addition.
+            head_timeout_s: seconds until the answer begins; ``request_timeout_s`` by default.
             idle_timeout_s: longest silence in seconds; that of the limits by default.
             line_bytes_max: longest accepted line, bytes.
 
@@ -288,7 +294,7 @@ class HTTPAdapter(ProtocolAdapter):
         exchange, what = Exchange(), self._what(method, path)
         async with contextlib.AsyncExitStack() as stack:
             with self._counted(), map_exceptions(exchange, what):
-                with trio.fail_after(limits.request_timeout_s):
+                with trio.fail_after(limits.request_timeout_s if head_timeout_s is None else head_timeout_s):
                     request = self._build(exchange, method, path, content, headers, idle_s)
                     status, body, reply_headers = await stack.enter_async_context(
                         self._exchange(exchange, request, what)

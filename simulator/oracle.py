@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -116,6 +116,8 @@ class _AttemptOracle:
         return nullcontext()
 
     def faulted(self, fault_class: FaultClass, message: str) -> None: ...
+
+    def consumed(self, amounts: Mapping[str, int]) -> None: ...
 
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None:
         if not self._node.alive:

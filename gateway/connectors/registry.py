@@ -31,8 +31,10 @@ SPELLINGS = {
 
 #: Connectors of this package.
 BUILTIN_KEYS = (
+    "a1111-http",
     "comfyui-http",
     "comfyui-websocket",
+    "openai-http",
     "openinference-grpc",
     "simulation-grpc",
     "simulation-http",

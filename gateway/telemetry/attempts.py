@@ -78,6 +78,9 @@ class QuietAttempt:
     def faulted(self, fault_class: FaultClass, message: str) -> None:
         self._metrics.faulted(self.grant.spec.service, fault_class)
 
+    def consumed(self, amounts: Mapping[str, int]) -> None:
+        self._metrics.consumed(self.grant.spec.service, amounts)
+
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None:
         self._record(settlement, verdict)
 
@@ -211,6 +214,11 @@ class TracedAttempt(QuietAttempt):
         if self._span.is_recording():
             self._span.set_attribute("fault.class", fault_class.value)
             self._span.set_status(StatusCode.ERROR, message[:MESSAGE_MAX])
+
+    def consumed(self, amounts: Mapping[str, int]) -> None:
+        super().consumed(amounts)
+        for kind, amount in amounts.items():
+            self._span.set_attribute(f"consumed.{kind}", amount)
 
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None:
         self._status = self._record(settlement, verdict)

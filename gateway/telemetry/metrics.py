@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gateway.breaker import BreakerState
 from gateway.errors import FaultClass
@@ -77,6 +77,11 @@ class GatewayMetrics:
         self._running = new.gauge("jobs_running", "Attempts under way in this process", ("service",))
         self._faults = new.counter(
             "attempt_faults_total", "Faults of attempts by class", ("service", "fault_class")
+        )
+        self._consumed = new.counter(
+            "consumed_total",
+            "What services say that completed jobs used up, such as tokens",
+            ("service", "kind"),
         )
         self._refused = new.counter(
             "settlements_refused_total",
@@ -177,6 +182,10 @@ class GatewayMetrics:
 
     def faulted(self, service: str, fault_class: FaultClass) -> None:
         self._faults.add((service, fault_class.value))
+
+    def consumed(self, service: str, amounts: Mapping[str, int]) -> None:
+        for kind, amount in amounts.items():
+            self._consumed.add((service, kind), amount)
 
     def claimed(self, worker_id: str, grants: Sequence[Grant], round_trip_s: float) -> None:
         self._claims.add((worker_id,), len(grants))

@@ -156,7 +156,43 @@ _NO_CREDENTIALS = "the simulated service asks for no credentials"
 
 _GRPC_OVERSIZE = MappingProxyType({"message_bytes_max": 8 * 1024 * 1024})
 
+_ONE_ANSWER = "one answer on one connection: nothing in it can come twice or overtake"
+
 DIALECTS: tuple[Dialect, ...] = (
+    Dialect(
+        name="a1111",
+        twin="simulator.dialects.a1111:A1111Service",
+        scheme="http",
+        port=7860,
+        connectors=("a1111-http",),
+        payload="simulator.dialects.a1111:payload",
+        options=MappingProxyType(
+            {"stall_s": 1.0, "answer_grace_s": 10.0, "request_timeout_s": 5.0, "preview": True}
+        ),
+        cannot={
+            "parallel": "the web UI runs one task at a time",
+            "fail:refused": "the web UI has no policy that refuses, and no status or name for it",
+            "duplicate_event_rate": _ONE_ANSWER,
+            "out_of_order_rate": _ONE_ANSWER,
+            "event_after_terminal_rate": _ONE_ANSWER,
+        },
+        secrets=MappingProxyType({"credentials": "user:contract-password-1f9c"}),
+    ),
+    Dialect(
+        name="openai",
+        twin="simulator.dialects.openai:OpenAIService",
+        scheme="http",
+        port=8000,
+        connectors=("openai-http",),
+        payload="simulator.dialects.openai:payload",
+        options=MappingProxyType({"stream_idle_s": 40.0}),
+        cannot={
+            "progress": "these servers do not tell how far a completion has come",
+            "duplicate_event_rate": _ONE_ANSWER,
+            "out_of_order_rate": _ONE_ANSWER,
+        },
+        secrets=MappingProxyType({"api_key": "sk-contract-0b1e6f42a7d94c55"}),
+    ),
     Dialect(
         name="openinference",
         twin="simulator.dialects.openinference:OpenInferenceService",

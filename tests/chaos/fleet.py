@@ -250,7 +250,7 @@ class QueueWatch:
 
     async def submit(self, job_id: str, payload: Any = None, **spec: Any) -> str:
         """Put one job into the queue; returns its id."""
-        body = JobSpec(service="simulation", payload=payload or {}, **spec)
+        body = JobSpec(**{"service": "simulation", **spec}, payload=payload or {})
         verdict = await self.store.submit(Submission(job_id=JobId(job_id), spec=body))
         assert verdict.status is SubmitStatus.ACCEPTED
         self.accepted.append(job_id)

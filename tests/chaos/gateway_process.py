@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +42,9 @@ class _ToldAttempt:
 
     def faulted(self, fault_class: FaultClass, message: str) -> None:
         tell("faulted", job=self._job_id, fault=fault_class.value, message=message)
+
+    def consumed(self, amounts: Mapping[str, int]) -> None:
+        tell("consumed", job=self._job_id, **amounts)
 
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None:
         tell(

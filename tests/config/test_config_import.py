@@ -79,7 +79,7 @@ def test_service_mapping(tmp_path: Path) -> None:
         *("http://localhost:8188", "http://localhost:8198", "https://api.openai.com"),
         *("http://localhost:8399", "http://localhost:8400"),
     ]
-    assert workers["openai-0"]["options"] == {"api_key_env": "OPENAI_API_KEY"}
+    assert workers["openai-0"]["options"] == {"api_key": {"env": "OPENAI_API_KEY"}}
     GatewayConfig.model_validate({"workers": workers})
     text = "\n".join(result.remarks)
     for fragment in ("'8188' of COMFYUI_PORT", "OPENAI_ORG", "'sim-ws'", "port_increment is 0"):

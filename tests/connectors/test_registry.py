@@ -100,7 +100,7 @@ def test_services_are_those_of_the_connectors() -> None:
     ("endpoint", "options", "message"),
     [
         ("localhost:8299", {}, r"workers\.gpu0\.endpoint: "),
-        ("http://user:secret@127.0.0.1:8299", {}, "credentials"),
+        ("http://user:secret@127.0.0.1:8299", {}, r"workers\.gpu0\.endpoint: a secret in plain text"),
         ("http://127.0.0.1:8299", {"stal_s": 1}, "stal_s"),
         ("http://127.0.0.1:8299", {"stall_s": 0}, "must be positive"),
     ],

@@ -29,6 +29,15 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
         }
     ),
     "simulation-grpc": frozenset({"credentials"}),
+    "a1111-http": frozenset(
+        {
+            *("query", "reattach", "dedupe", "parallel", "fail:refused"),
+            *("duplicate_event_rate", "out_of_order_rate", "event_after_terminal_rate"),
+        }
+    ),
+    "openai-http": frozenset(
+        {*("query", "cancel", "reattach", "dedupe", "progress"), "duplicate_event_rate", "out_of_order_rate"}
+    ),
     "simulation-http": frozenset({"credentials"}),
     "simulation-websocket": frozenset({"credentials"}),
     "comfyui-http": frozenset({"credentials", "dedupe", "fail:refused", "progress", "stream"}),

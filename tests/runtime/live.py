@@ -58,6 +58,9 @@ class _NotingAttempt:
     def faulted(self, fault_class: FaultClass, message: str) -> None:
         self._notes.faults.append((self._job_id, fault_class))
 
+    def consumed(self, amounts: Mapping[str, int]) -> None:
+        self._notes.consumed.append((self._job_id, dict(amounts)))
+
     def settled(self, settlement: Settlement, verdict: Verdict | None) -> None:
         self._notes.verdicts.append((self._job_id, verdict))
 
@@ -68,6 +71,7 @@ class Notes(SilentObserver):
     def __init__(self) -> None:
         self.calls: list[tuple[str, str]] = []
         self.faults: list[tuple[str, FaultClass]] = []
+        self.consumed: list[tuple[str, dict[str, int]]] = []
         self.verdicts: list[tuple[str, Verdict | None]] = []
         self.probes: list[tuple[str, bool]] = []
         self.breakers: list[tuple[str, BreakerState]] = []

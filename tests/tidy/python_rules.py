@@ -52,6 +52,7 @@ REDIS_CLIENTS = ("gateway/store", "gateway/client")
 NURSERIES = {
     "gateway/supervisor": "the tree of everything that lives long",
     "gateway/client/asynchronous": "a client's connections; they end with its `async with`",
+    "gateway/connectors/a1111/http": "the looks at a generation's progress; they end with its request",
     "gateway/context": "one beat of the progress pump; ends with the notes of that beat",
     "protocols/grpc_server": "a server's calls; they end with the server's task",
     "protocols/http_server": "a server's connections and each one's reader; they end with the server's task",
@@ -63,8 +64,8 @@ NURSERIES = {
     "simulator/dialects/comfyui": "one instance's listener and its ticks; they end with the instance",
     "simulator/dialects/comfyui_sockets": "one socket's reader beside its writer; both end with the socket",
     "simulator/dialects/openinference": "one instance's listener and its ticks; they end with the instance",
-    "simulator/services/grpc_direct": "one call: its handler; ends with the call",
     "simulator/services/grpc": "one instance's listener and its ticks; they end with the instance",
+    "simulator/dialects/web": "one instance's listener and its ticks; they end with the instance",
     "simulator/services/http": "one instance's listener and its ticks; they end with the instance",
     "simulator/chaos": "one task per lasting incident; all end with the safety phase",
     "simulator/cluster": "a simulated client's connection; ends with its `async with`",
