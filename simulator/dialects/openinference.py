@@ -159,7 +159,10 @@ class OpenInferenceService:
         if path == SERVER_READY.path:
             return pb.ServerReadyResponse(ready=not self._failing(caller)).SerializeToString()
         if path == MODEL_READY.path:
-            name = pb.ModelReadyRequest.FromString(call.request).name
+            try:
+                name = pb.ModelReadyRequest.FromString(call.request).name
+            except DecodeError as error:
+                raise CallEnded(Code.INTERNAL, str(error)) from error
             if name != MODEL or not oddities.model_loaded:
                 raise CallEnded(Code[oddities.unknown_model], f"Model {name} not found")
             return pb.ModelReadyResponse(ready=oddities.model_ready).SerializeToString()

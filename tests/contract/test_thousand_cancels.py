@@ -63,8 +63,10 @@ async def test_a_thousand_cancels_leave_nothing_behind(one: Dialect) -> None:
         await crowd(one, JOBS)
         gc.collect()
         assert descriptors() <= files
-        # Idle worker threads of trio linger for a while; none of them waits for a call.
-        assert threading.active_count() <= threads + 2
+        # trio keeps idle worker threads for 10 s, and a gRPC stream is read by one; none of them waits for a call, or
+        # it would not go.
+        while threading.active_count() > threads + 2:  # noqa: ASYNC110 - threads end by themselves
+            await trio.sleep(0.2)
 
 
 async def crowd(one: Dialect, count: int) -> None:
