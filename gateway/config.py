@@ -27,6 +27,7 @@ from pydantic import (
 from gateway.breaker import BreakerPolicy, HealthPolicy
 from gateway.config_secrets import public
 from gateway.errors import ConfigError, InvalidSubmission
+from gateway.limits import AGING_FIELD, AGING_MAX_S, Limit, aging_ms, encode_limits
 from gateway.matching import validate_requires
 from gateway.retry import RetryPolicy
 from gateway.rollout import RolloutPolicy
@@ -108,8 +109,21 @@ class RedisConfig(Section):
 _LIMITS, _RETRY, _HEALTH, _BREAKER = StoreLimits(), RetryPolicy(), HealthPolicy(), BreakerPolicy()
 
 
+class LimitConfig(Section):
+    """How much of one service or tenant may happen, fleet-wide; see ``gateway.limits.Limit``."""
+
+    running_max: Annotated[int, Field(ge=0)] | None = None
+    rate: Count | None = None
+    rate_s: Seconds = 1.0
+    burst: Count = 1
+
+
 class LimitsConfig(Section):
-    """Bounds of the queue; see ``gateway.store.calls.StoreLimits``."""
+    """Bounds of the queue; see ``gateway.store.calls.StoreLimits``.
+
+    ``services``, ``tenants`` (``"*"``: all other tenants) and ``aging_s`` are kept by the queue itself: a gateway that
+    starts defines those that the queue does not have, and changes none.
+    """
 
     unfinished_max: Count = _LIMITS.unfinished_max
     classes_max: Count = _LIMITS.classes_max
@@ -124,9 +138,31 @@ class LimitsConfig(Section):
     payload_bytes_max: Count = _LIMITS.payload_bytes_max
     result_bytes_max: Count = _LIMITS.result_bytes_max
     worker_ttl_s: Seconds = _LIMITS.worker_ttl_s
+    aging_s: Annotated[float, Field(ge=0.001, le=AGING_MAX_S)] | None = None
+    services: dict[str, LimitConfig] = Field(default_factory=dict)
+    tenants: dict[str, LimitConfig] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _combination(self) -> LimitsConfig:
+        try:
+            self.queue_limits()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     def store_limits(self) -> StoreLimits:
-        return StoreLimits(**self.model_dump())
+        return StoreLimits(**self.model_dump(exclude={"aging_s", "services", "tenants"}))
+
+    def queue_limits(self) -> list[tuple[str, str]]:
+        """What a gateway with these settings defines in a queue that has no such limits yet, as texts by name."""
+        aging = [] if self.aging_s is None else [(AGING_FIELD, aging_ms(self.aging_s))]
+        return [*aging, *encode_limits(self.named_limits())]
+
+    def named_limits(self) -> dict[str, Limit]:
+        """The limits of services and tenants under the names of ``gateway.limits``."""
+        named = {f"service {name}": limit for name, limit in self.services.items()}
+        named |= {f"tenant {name}": limit for name, limit in self.tenants.items()}
+        return {name: Limit(**found.model_dump()) for name, found in named.items()}
 
 
 class RetryConfig(Section):

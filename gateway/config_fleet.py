@@ -41,6 +41,9 @@ LOCAL_KEYS: tuple[Path, ...] = (
     ),
 )  # fmt: skip
 
+#: Settings that only define what the queue does not have: its own value is the fleet's already.
+KEPT_BY_QUEUE: tuple[Path, ...] = (("limits", "aging_s"), ("limits", "services"), ("limits", "tenants"))
+
 
 def hash_key(queue: str) -> str:
     """Name of the Redis hash that holds a queue's overrides."""
@@ -66,6 +69,8 @@ def fleet_path(key: str) -> Path:
         raise ConfigError(
             f"{text_of(path)}: belongs to one machine; set it in that machine's file, environment or options"
         )
+    if any(matches(path, kept) for kept in KEPT_BY_QUEUE):
+        raise ConfigError(f"{text_of(path)}: the queue keeps this itself; use `gateway limits` instead")
     if path == ("workers",) or _is_table(annotation):
         raise ConfigError(f"{text_of(path)}: a table; set its keys one by one")
     return path

@@ -220,6 +220,7 @@ def explain(
     ahead: int | None,
     worker_ttl_s: float,
     parents: Mapping[str, JobState | None] | None = None,
+    held_back: Sequence[str] = (),
 ) -> Explanation:
     """Put together why a job is where it is.
 
@@ -232,6 +233,7 @@ def explain(
         ahead: jobs of its class in front of it, None when it is not pending.
         worker_ttl_s: silence after which a worker is taken for gone, seconds.
         parents: jobs that it was to wait for, each with its state; None for one that the store knows no more.
+        held_back: what limits hold back jobs like it now.
     """
     fits = tuple(fit(view, worker, now_ms=now_ms, worker_ttl_s=worker_ttl_s) for worker in workers)
     return Explanation(
@@ -244,7 +246,9 @@ def explain(
         max_attempts=view.spec.max_attempts,
         ahead=ahead,
         summary=(
-            *_summary(view, fits, now_ms=now_ms, paused=paused, ahead=ahead, parents=parents or {}),
+            *_summary(
+                view, fits, held_back, now_ms=now_ms, paused=paused, ahead=ahead, parents=parents or {}
+            ),
             *_deadline(view, now_ms),
         ),
         workers=fits,
@@ -257,6 +261,7 @@ def explain(
 def _summary(
     view: JobView,
     fits: Sequence[WorkerFit],
+    held_back: Sequence[str],
     *,
     now_ms: int,
     paused: bool,
@@ -267,7 +272,7 @@ def _summary(
         case JobState.WAITING:
             return _why_waiting(view, parents) + _nobody(view, fits)
         case JobState.PENDING:
-            return _why_pending(view, fits, paused=paused, ahead=ahead)
+            return _why_pending(view, fits, held_back, paused=paused, ahead=ahead)
         case JobState.SCHEDULED:
             due_s = ((view.due_ms or now_ms) - now_ms) / 1000
             lines = [f"It waits for its time: due in {due_s:.1f} s." if due_s > 0 else "It is due: the next sweep"
@@ -337,8 +342,11 @@ def _nobody(view: JobView, fits: Sequence[WorkerFit]) -> list[str]:
     return [f"None of {len(fits)} registered workers can run it: its requirements match nobody."]
 
 
-def _why_pending(view: JobView, fits: Sequence[WorkerFit], *, paused: bool, ahead: int | None) -> list[str]:
+def _why_pending(
+    view: JobView, fits: Sequence[WorkerFit], held_back: Sequence[str], *, paused: bool, ahead: int | None
+) -> list[str]:
     lines = ["The queue is paused: nothing is claimed until `gateway resume`."] if paused else []
+    lines += [f"A limit holds it back: {reason}." for reason in held_back]
     lines += _nobody(view, fits)
     able = [worker for worker in fits if worker.fits]
     ready = [worker for worker in able if worker.ready]

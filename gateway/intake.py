@@ -177,6 +177,8 @@ class _ClaimLoop:
         #: The last claim may have been granted without our knowing: it is asked again before anything else.
         self._unanswered = False
         self._retry_s = RETRY_FIRST_S
+        #: When a rate limit lets the next job through, seconds from the last claim; 0 when none holds one back.
+        self._due_s = 0.0
 
     def rouse(self) -> None:
         self._roused.set()
@@ -209,7 +211,8 @@ class _ClaimLoop:
         # passed over, by every other loop and for every claim.
         if self.worker.running < self.worker.slots:
             intake._idle.append(self)
-        with trio.move_on_after(intake._poll_s * intake._random.uniform(0.8, 1.2)):
+        poll_s = intake._poll_s * intake._random.uniform(0.8, 1.2)
+        with trio.move_on_after(min(poll_s, self._due_s) if self._due_s else poll_s):
             await self._roused.wait()
         if self in intake._idle:
             intake._idle.remove(self)
@@ -263,6 +266,7 @@ class _ClaimLoop:
         # Nothing is awaited between the reply and ownership: no cancellation can drop a grant in between.
         self._unanswered = False
         self._request_id = self._next_request_id()
+        self._due_s = reply.wait_ms / 1000
         if reply.class_count != len(intake._book):
             intake._book.stale = True
         late: list[Grant] = []

@@ -23,9 +23,8 @@ Epoch = NewType("Epoch", int)
 PRIORITY_MIN = 0
 PRIORITY_MAX = 100
 PRIORITY_DEFAULT = 50
-#: Sequence numbers stay below this, so that (priority, sequence) packs into one integer below 2**53, the largest
-#: range that a Redis sorted-set score (an IEEE double) orders exactly.
-SEQUENCE_LIMIT = 2**46
+#: Seconds of waiting that weigh as much as one level of priority, unless the queue says otherwise.
+AGING_S_DEFAULT = 60.0
 MAX_ATTEMPTS_DEFAULT = 3
 TIMEOUT_S_DEFAULT = 1800.0
 
@@ -203,11 +202,15 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
 
 
 class ClaimReply(msgspec.Struct, frozen=True):
-    """Grants for one request; ``class_count`` tells whether the worker's view of the classes is stale."""
+    """Grants for one request; ``class_count`` tells whether the worker's view of the classes is stale.
+
+    ``wait_ms`` is when a rate limit lets the next job through, 0 when none holds one back.
+    """
 
     grants: tuple[Grant, ...]
     class_count: int
     paused: bool
+    wait_ms: int = 0
 
 
 class LeaseStatus(enum.StrEnum):

@@ -370,6 +370,7 @@ class Gateway:
         config, seams = self.config, self.seams
         async with trio.open_nursery() as services:
             await self.store.start(services)
+            await self._define_limits()
             await self._start_services(services)
             for task in extra_services:
                 await services.start(task)
@@ -399,6 +400,20 @@ class Gateway:
                 with trio.move_on_after(config.runner.cancel_timeout_s, shield=True):
                     await endpoint.connector.aclose()
         log.info("gateway %s has stopped", seams.instance)
+
+    async def _define_limits(self) -> None:
+        """Limits of the configuration that the queue does not have yet; before anything is claimed."""
+        limits = self.config.limits.queue_limits()
+        if not limits:
+            return
+        answers = await self.store.define_limits(limits, only_new=True)
+        for (name, text), (_, kept) in zip(limits, answers, strict=True):
+            if kept != text:
+                log.warning(
+                    "limit %r: the queue keeps its own value %r, not this configuration's %r; "
+                    "`gateway limits apply` changes it",
+                    name, kept, text,
+                )  # fmt: skip
 
     async def _start_services(self, services: trio.Nursery) -> None:
         config, seams = self.config, self.seams

@@ -274,12 +274,13 @@ class GRPCAdapter(ProtocolAdapter):
                     await stack.enter_async_context(self._place(call, self._stream_places))
                     await stack.enter_async_context(self._place(call))
                     await self._connected(call)
-                    call.sent = True
-                    messages = await stack.enter_async_context(
-                        self._channel.stream(
-                            method.path, call.request, metadata=call.metadata, timeout_s=_left_s(until_s)
-                        )
+                call.sent = True
+                # Outside of that scope, which must not end within one that a channel may open here.
+                messages = await stack.enter_async_context(
+                    self._channel.stream(
+                        method.path, call.request, metadata=call.metadata, timeout_s=_left_s(until_s)
                     )
+                )
             yield ReplyStream(self, call, messages, method.reply, idle_s)
 
     async def health(self, target: str) -> HealthReport:

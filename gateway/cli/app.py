@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import checks, config, fleet, jobs, legacy, queue, rollout, schedules, service
+from gateway.cli import checks, config, fleet, jobs, legacy, limits, queue, rollout, schedules, service
 from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain
 from gateway.errors import GatewayError
 
@@ -57,6 +57,7 @@ schedules.register(app)
 checks.register(app)
 config.register(app)
 fleet.register(app)
+limits.register(app)
 legacy.register(app)
 rollout.register(app)
 

@@ -37,6 +37,7 @@ from gateway.errors import (
 )
 from gateway.events import Event, decode_entry
 from gateway.explain import Explanation, WorkerView, decode_worker, explain
+from gateway.limits import AGING_FIELD, Limit, QueueLimits, aging_ms, encode_limits
 from gateway.models import Epoch, JobState, JobView, QueueStats, RequeueStatus, Submission
 from gateway.registration import SERVICES_MAX, ServiceEntry, check_registration
 from gateway.store.calls import BATCH_MAX, StoreLimits
@@ -293,6 +294,17 @@ class ClientCore:
         """Counts of the queue."""
         return await self.ops.stats()
 
+    async def set_limits(self, limits: Mapping[str, Limit | None]) -> QueueLimits:
+        """Set or remove limits; see ``Client.set_limits``."""
+        await self.ops.define_limits(encode_limits(limits), only_new=False)
+        return await self.ops.limits_now()
+
+    async def set_aging(self, aging_s: float | None) -> QueueLimits:
+        """Set how fast waiting makes up for priority; see ``Client.set_aging``."""
+        text = "" if aging_s is None else aging_ms(aging_s)
+        await self.ops.define_limits([(AGING_FIELD, text)], only_new=False)
+        return await self.ops.limits_now()
+
     async def configure(self, changes: Mapping[str, Any]) -> Overrides:
         """Change the fleet's overrides; see ``Client.configure``."""
         from gateway.config_fleet import check_overrides, encode_overrides  # it needs the whole schema
@@ -383,7 +395,10 @@ class ClientCore:
         view = await self.get(job_id)
         stats = await self.stats()
         ahead = None
+        held_back: list[str] = []
         if view.state is JobState.PENDING:
+            limits = await self.ops.limits_now()
+            held_back = limits.reasons(view.spec.service, view.spec.tenant)
             rank = await self._work.command(b"ZRANK", self.keys.pending(view.class_id), view.job_id)
             ahead = None if rank is None else int(rank)
         parents: dict[str, JobState | None] = {}
@@ -400,6 +415,7 @@ class ClientCore:
             now_ms=stats.now_ms,
             paused=stats.paused,
             ahead=ahead,
+            held_back=held_back,
             worker_ttl_s=self.limits.worker_ttl_s,
             parents=parents,
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.client.core import ClientCore
+from gateway.limits import Limit, QueueLimits
 from gateway.registration import TTL_S_DEFAULT, RegisteredService, ServiceEntry
 from gateway.store.fleet_scripts import Overrides, RegisterStatus, Registration
 
@@ -36,6 +37,26 @@ class AsyncFleetVerbs:
         """Sign a service off; gateways leave it at once. True whether or not it was registered."""
         statuses = await self.core.ops.register([Registration(service_id, None)])
         return statuses == [RegisterStatus.GONE]
+
+    async def limits(self) -> QueueLimits:
+        """All limits of the queue with what they let through now."""
+        return await self.core.ops.limits_now()
+
+    async def set_limits(self, limits: Mapping[str, Limit | None]) -> QueueLimits:
+        """Set or remove (None) limits; as ``Client.set_limits``.
+
+        Raises:
+            ConfigError: a name or a number is impossible; nothing was stored.
+        """
+        return await self.core.set_limits(limits)
+
+    async def set_aging(self, aging_s: float | None) -> QueueLimits:
+        """Set how many seconds of waiting weigh as much as one level of priority; as ``Client.set_aging``.
+
+        Raises:
+            ConfigError: out of range; nothing was stored.
+        """
+        return await self.core.set_aging(aging_s)
 
     async def overrides(self) -> Overrides:
         """The fleet's overrides of settings, JSON text by key."""

@@ -22,6 +22,7 @@ from gateway.client.sync_link import SyncLink
 from gateway.errors import StoreUnavailable, WaitTimeout
 from gateway.events import Event
 from gateway.explain import Explanation, WorkerView
+from gateway.limits import Limit, QueueLimits
 from gateway.models import (
     MAX_ATTEMPTS_DEFAULT,
     PRIORITY_DEFAULT,
@@ -396,6 +397,29 @@ class Client(ScheduleVerbs):
             ConfigError: a key or a value is impossible; nothing was stored.
         """
         return finish(self.core.configure(changes))
+
+    def limits(self) -> QueueLimits:
+        """All limits of the queue with what they let through now."""
+        return finish(self.core.ops.limits_now())
+
+    def set_limits(self, limits: Mapping[str, Limit | None]) -> QueueLimits:
+        """Set or remove (None) limits; every later claim of every gateway obeys them.
+
+        Args:
+            limits: by name: ``service NAME``, ``tenant NAME``, or ``tenant *`` for all other tenants.
+
+        Raises:
+            ConfigError: a name or a number is impossible; nothing was stored.
+        """
+        return finish(self.core.set_limits(limits))
+
+    def set_aging(self, aging_s: float | None) -> QueueLimits:
+        """Set how many seconds of waiting weigh as much as one level of priority, for jobs submitted from now on.
+
+        Raises:
+            ConfigError: out of range; nothing was stored.
+        """
+        return finish(self.core.set_aging(aging_s))
 
     def dead_letters(self, count: int = 100) -> list[JobView]:
         """The most recent dead letters, newest first."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.events import Event
+from gateway.limits import QueueLimits
 from gateway.models import (
     CancelStatus,
     ClaimReply,
@@ -71,6 +72,12 @@ class JobStore(Protocol):
     async def cancel(self, job_ids: Sequence[str]) -> list[CancelStatus]: ...
 
     async def requeue(self, job_ids: Sequence[str]) -> list[RequeueStatus]: ...
+
+    async def limits_now(self) -> QueueLimits: ...
+
+    async def define_limits(
+        self, limits: Sequence[tuple[str, str]], *, only_new: bool
+    ) -> list[tuple[bool, str]]: ...
 
     async def pause(self) -> bool: ...
 

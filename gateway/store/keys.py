@@ -21,8 +21,9 @@ class QueueKeys:
 
     __slots__ = (
         "_prefix", "children", "classes", "config", "dead", "deadlines", "events", "finished", "holds", "idempotency",
-        "jobs", "leases", "meta", "queue", "results", "schedule_due", "schedule_runs", "scheduled", "schedules",
-        "services", "specs", "unique", "untold", "waiting", "wake", "workers",
+        "jobs", "leases", "limits", "meta", "owners", "queue", "rates", "results", "schedule_due", "schedule_runs",
+        "scheduled", "schedules", "served", "services", "specs", "unique", "untold", "usage", "waiting", "wake",
+        "workers",
     )  # fmt: skip
 
     def __init__(self, queue: str) -> None:
@@ -45,16 +46,21 @@ class QueueKeys:
     idempotency: str
     jobs: str
     leases: str
+    limits: str
     meta: str
+    owners: str
+    rates: str
     results: str
     schedule_due: str
     schedule_runs: str
     scheduled: str
     schedules: str
+    served: str
     services: str
     specs: str
     unique: str
     untold: str
+    usage: str
     waiting: str
     wake: str
     workers: str

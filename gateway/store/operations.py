@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.events import Event, decode_entries
+from gateway.limits import QueueLimits
 from gateway.models import (
     CancelStatus,
     ClassId,
@@ -134,6 +135,20 @@ class QueueOperations(FleetOperations):
         """Pass over a missed instant; False when somebody else settled it."""
         raw = await self._runner.script(schedule_scripts.skip_call(self.keys, firing))
         return schedule_scripts.skip_reply(raw)
+
+    async def limits_now(self) -> QueueLimits:
+        """All limits with what they let through now."""
+        return scripts.limits_reply(await self._runner.script(scripts.limits_call(self.keys)))
+
+    async def define_limits(
+        self, limits: Sequence[tuple[str, str]], *, only_new: bool
+    ) -> list[tuple[bool, str]]:
+        """Set limits (an empty text removes one); with ``only_new`` those defined already stay as they are.
+
+        Returns whether each changed, and its text now.
+        """
+        raw = await self._runner.script(scripts.limit_call(self.keys, limits, only_new=only_new))
+        return scripts.limit_reply(raw)
 
     async def pause(self) -> bool:
         return bool(await self._runner.script(scripts.pause_call(self.keys)))

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.limits import QueueLimits
 from gateway.matching import class_of, decode_class
 from gateway.models import (
+    AGING_S_DEFAULT,
     PRIORITY_MAX,
-    SEQUENCE_LIMIT,
     CancelStatus,
     ClaimReply,
     ClaimRequest,
@@ -108,7 +109,7 @@ def submit_call(keys: QueueKeys, limits: StoreLimits, submissions: Sequence[Subm
             positions[job_class.class_id],
             job_class.class_id,
             encoded_class,
-            (PRIORITY_MAX - item.spec.priority) * SEQUENCE_LIMIT,
+            PRIORITY_MAX - item.spec.priority,
             item.idempotency_key,
             milliseconds(item.delay_s),
             item.spec.max_attempts,
@@ -119,7 +120,7 @@ def submit_call(keys: QueueKeys, limits: StoreLimits, submissions: Sequence[Subm
     fixed = [
         keys.jobs, keys.specs, keys.idempotency, keys.classes, keys.scheduled, keys.finished, keys.meta,
         keys.events, keys.wake, keys.unique, keys.holds, keys.deadlines, keys.waiting, keys.children,
-        keys.schedule_due, keys.schedule_runs,
+        keys.schedule_due, keys.schedule_runs, keys.owners,
     ]  # fmt: skip
     return ScriptCall(script("submit"), [*fixed, *map(keys.pending, positions)], args)
 
@@ -146,7 +147,10 @@ def claim_call(
     for request in requests:
         args += (request.request_id, request.worker_id, request.count, request.slots, len(request.class_ids))
         args += [positions[class_id] for class_id in request.class_ids]
-    fixed = [keys.jobs, keys.specs, keys.leases, keys.meta, keys.events, keys.classes]
+    fixed = [
+        keys.jobs, keys.specs, keys.leases, keys.meta, keys.events, keys.classes, keys.owners, keys.served,
+        keys.limits, keys.usage, keys.rates,
+    ]  # fmt: skip
     memories = [keys.claim_memory(f"{request.worker_id}:{instance}") for request in requests]
     return ScriptCall(script("claim"), [*fixed, *memories, *map(keys.pending, positions)], args)
 
@@ -157,11 +161,11 @@ def claim_reply(raw: Raw, requests: int) -> list[ClaimReply]:
     replies = []
     at = 3
     for _ in range(requests):
-        granted = int(raw[at])
-        at += 1
+        granted, wait_ms = int(raw[at]), int(raw[at + 1])
+        at += 2
         grants = tuple(_grant(raw, at + 11 * i, claimed_ms) for i in range(granted))
         at += 11 * granted
-        replies.append(ClaimReply(grants, class_count, paused))
+        replies.append(ClaimReply(grants, class_count, paused, wait_ms))
     return replies
 
 
@@ -239,7 +243,7 @@ def settle_call(keys: QueueKeys, limits: StoreLimits, settlements: Sequence[Sett
             "1" if item.final else "0",
             positions[item.class_id],
         )
-    fixed = [*keys.ending, keys.leases]
+    fixed = [*keys.ending, keys.leases, keys.usage, keys.limits]
     return ScriptCall(script("settle"), [*fixed, *map(keys.pending, positions)], args)
 
 
@@ -265,7 +269,7 @@ def sweep_call(keys: QueueKeys, limits: StoreLimits, class_ids: Sequence[str]) -
         len(class_ids),
         *class_ids,
     ]
-    fixed = [*keys.ending, keys.specs, keys.leases, keys.idempotency, keys.schedule_due]
+    fixed = [*keys.ending, keys.specs, keys.leases, keys.idempotency, keys.schedule_due, keys.usage]
     return ScriptCall(script("sweep"), [*fixed, *map(keys.pending, class_ids)], args)
 
 
@@ -333,6 +337,35 @@ def pause_call(keys: QueueKeys) -> ScriptCall:
 def resume_call(keys: QueueKeys) -> ScriptCall:
     """See ``resume.lua``."""
     return ScriptCall(script("resume"), [keys.meta, keys.wake], [])
+
+
+def limit_call(keys: QueueKeys, limits: Sequence[tuple[str, str]], *, only_new: bool) -> ScriptCall:
+    """See ``limit.lua``. Each limit is its name and its text, empty to remove it."""
+    args: list[str | bytes | int] = [int(only_new), len(limits)]
+    args += [text for limit in limits for text in limit]
+    return ScriptCall(script("limit"), [keys.limits, keys.meta, keys.wake], args)
+
+
+def limit_reply(raw: Raw) -> list[tuple[bool, str]]:
+    """Whether each limit changed, and its text now, in their order."""
+    return [(raw[i] == b"1", raw[i + 1].decode()) for i in range(0, len(raw), 2)]
+
+
+def limits_call(keys: QueueKeys) -> ScriptCall:
+    """See ``limits.lua``."""
+    return ScriptCall(script("limits"), [keys.limits, keys.usage, keys.rates, keys.meta], [])
+
+
+def limits_reply(raw: Sequence[Any]) -> QueueLimits:
+    """All limits with what they let through now."""
+    limits, running, meters = (dict(zip(flat[::2], flat[1::2], strict=True)) for flat in raw[2:5])
+    return QueueLimits(
+        now_us=int(raw[0]),
+        aging_s=int(raw[1]) / 1000 if raw[1] else AGING_S_DEFAULT,
+        limits={name.decode(): text.decode() for name, text in limits.items()},
+        running={name.decode(): int(count) for name, count in running.items() if int(count)},
+        meters_us={name.decode(): int(meter_us) for name, meter_us in meters.items()},
+    )
 
 
 def heartbeat_call(keys: QueueKeys, limits: StoreLimits, workers: Sequence[tuple[str, bytes]]) -> ScriptCall:

@@ -38,7 +38,7 @@ SCRIPT_MUTANTS: tuple[Mutant, ...] = (
         breaks="A job that a worker shall leave to others is taken from the queue and not put back.",
         promise="Nothing accepted is lost: the job waits for ever in no queue.",
         judges=frozenset({Judge.LIVENESS}),
-        put_in=edits(Edit("claim", "for i = 1, #avoided, 2 do", "for i = 1, 0 do")),
+        put_in=edits(Edit("claim", "for i = 1, #avoided, 3 do", "for i = 1, 0 do")),
     ),
     Mutant(
         name="settle-without-epoch",

@@ -124,6 +124,8 @@ def outcomes(operation: str, got: Any) -> list[str]:
             found.append(f"submit {item.status.value}")
         elif isinstance(item, ClaimReply):
             found.append(f"claim {'paused' if item.paused else 'granted' if item.grants else 'nothing'}")
+        elif operation == "limit":
+            found.append(f"limit {'set' if item[0] else 'kept'}")
         elif isinstance(item, tuple):
             verdict, state = item
             found.append(f"settle {verdict.value} {state.value if state else 'unknown'}")
@@ -240,6 +242,10 @@ class Bench:
 
     def resume(self) -> None:
         self._record(scripts.resume_call(self.keys), self.model.resume, bool)
+
+    def limit(self, limits: Sequence[tuple[str, str]], *, only_new: bool) -> None:
+        call = scripts.limit_call(self.keys, limits, only_new=only_new)
+        self._record(call, lambda: self.model.shares.define(limits, only_new=only_new), scripts.limit_reply)
 
     # Schedules
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import fakeredis
 import pytest
@@ -17,6 +17,12 @@ def fake_client() -> Iterator[redis.Redis]:
     client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
     yield client
     client.close()
+
+
+@pytest.fixture(scope="session")
+def fake_factory() -> Callable[[], redis.Redis]:
+    """Makes fresh simulated Redis servers, as many as a property needs."""
+    return lambda: fakeredis.FakeRedis(server=fakeredis.FakeServer())
 
 
 @pytest.fixture

@@ -35,6 +35,10 @@ def _hash(raw: Any) -> dict[str, str]:
     return {as_text(name): as_text(value) for name, value in raw.items()}
 
 
+def _numbers(texts: Mapping[str, str]) -> dict[str, int]:
+    return {name: int(text) for name, text in texts.items()}
+
+
 def _stream(raw: Any) -> list[tuple[str, int, int, str, str]]:
     rows = []
     for _, fields in raw:
@@ -55,7 +59,7 @@ def contents(client: Any, keys: QueueKeys, classes: Sequence[str], jobs: Sequenc
     pipe = client.pipeline(transaction=False)
     hashes = (
         *(keys.jobs, keys.specs, keys.results, keys.idempotency, keys.classes, keys.unique, keys.children),
-        *(keys.schedules, keys.schedule_runs),
+        *(keys.schedules, keys.schedule_runs, keys.usage, keys.served, keys.rates, keys.limits),
     )
     sets = (
         *(keys.leases, keys.scheduled, keys.finished, keys.dead, keys.deadlines, keys.waiting, keys.holds),
@@ -69,9 +73,10 @@ def contents(client: Any, keys: QueueKeys, classes: Sequence[str], jobs: Sequenc
     for job_id in jobs:
         pipe.xrange(keys.stream(job_id))
     raws = iter(pipe.execute())
-    rows, specs, results, idempotency, known, unique, children, schedules, runs = (
+    rows, specs, results, idempotency, known, unique, children, schedules, runs, *shares = (
         _hash(next(raws)) for _ in hashes
     )
+    usage, served, rates, limits = shares
     leases, scheduled, finished, dead, deadlines, waiting, holds, schedule_due = (
         _scores(next(raws)) for _ in sets
     )
@@ -99,6 +104,10 @@ def contents(client: Any, keys: QueueKeys, classes: Sequence[str], jobs: Sequenc
         "schedules": schedules,
         "schedule_due": schedule_due,
         "schedule_runs": {name: _decode_row(row) for name, row in runs.items()},
+        "usage": {name: count for name, count in _numbers(usage).items() if count},
+        "served": _numbers(served),
+        "rates": _numbers(rates),
+        "limits": limits,
     }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from gateway.matching import class_of
 from gateway.models import (
     PRIORITY_MAX,
-    SEQUENCE_LIMIT,
     TERMINAL_STATES,
     CancelStatus,
     ClaimReply,
@@ -32,8 +32,10 @@ from gateway.models import (
     Verdict,
 )
 from gateway.store.calls import StoreLimits
+from tests.store.model_claims import grant
 from tests.store.model_job import Child, Ended, ModelJob
 from tests.store.model_schedules import ScheduleModel
+from tests.store.shares import Shares, names_of
 
 #: Progress that counts against the poison-pill limit.
 BEST_STEP = 0.01
@@ -52,6 +54,7 @@ class StoreModel:
         self.keys: dict[str, JobId] = {}
         self.classes: dict[ClassId, None] = {}
         self.sequence = 0
+        self.shares = Shares()
         self.paused = False
         #: Last answered claim of each worker: request id and the leases granted.
         self.memories: dict[str, tuple[str, list[LeaseRef]]] = {}
@@ -70,7 +73,7 @@ class StoreModel:
     def now_ms(self) -> int:
         return self.now_us // 1000
 
-    def _of_class(self, class_id: str) -> list[ModelJob]:
+    def of_class(self, class_id: str) -> list[ModelJob]:
         """Claimable jobs of one class, best first."""
         waiting = (
             job
@@ -82,17 +85,17 @@ class StoreModel:
     # Submitting
 
     def submit(self, submissions: Sequence[Submission]) -> list[SubmitVerdict]:
-        first = self.sequence + 1
-        self.sequence += len(submissions)
+        first = max(self.sequence, self.shares.tick(self.now_us)) + 1
+        self.sequence = first - 1 + len(submissions)
         return [self._submit(item, first + i) for i, item in enumerate(submissions)]
 
-    def _submit(self, item: Submission, sequence: int) -> SubmitVerdict:
+    def _submit(self, item: Submission, tick: int) -> SubmitVerdict:
         if item.firing and not self.schedules.fires(item.firing, self.now_ms):
             return SubmitVerdict(SubmitStatus.FENCED, item.job_id)
         refused, parents = self._refusal(item)
         verdict = refused or SubmitVerdict(SubmitStatus.ACCEPTED, item.job_id)
         if refused is None:
-            self._accept(item, sequence, parents)
+            self._accept(item, tick, parents)
         if item.firing and verdict.status in (SubmitStatus.ACCEPTED, SubmitStatus.DUPLICATE):
             self.schedules.move_on(item.firing, verdict.job_id)
         return verdict
@@ -133,7 +136,7 @@ class StoreModel:
         in_ms = round(item.expires_in_s * 1000)
         return item.expires_at_ms or (self.now_ms + in_ms if in_ms else 0)
 
-    def _accept(self, item: Submission, sequence: int, parents: Sequence[ModelJob]) -> None:
+    def _accept(self, item: Submission, tick: int, parents: Sequence[ModelJob]) -> None:
         class_id = class_of(item.spec.service, item.spec.requires, item.spec.tenant)[0].class_id
         self.classes[class_id] = None
         if item.idempotency_key:
@@ -147,7 +150,7 @@ class StoreModel:
             job_id=item.job_id,
             spec=item.spec,
             class_id=class_id,
-            order=(PRIORITY_MAX - item.spec.priority) * SEQUENCE_LIMIT + sequence,
+            order=self.shares.order(tick, PRIORITY_MAX - item.spec.priority),
             submitted_ms=self.now_ms,
             enqueued_ms=self.now_ms,
             idempotency_key=item.idempotency_key,
@@ -167,11 +170,13 @@ class StoreModel:
     # Leases
 
     def claim(self, requests: Sequence[ClaimRequest]) -> list[ClaimReply]:
+        self.shares.begin(self.now_us)
         return [self._claim(request) for request in requests]
 
     def _claim(self, request: ClaimRequest) -> ClaimReply:
         answered = self.memories.get(request.worker_id)
         jobs: list[ModelJob] = []
+        wait_ms = 0
         if answered and answered[0] == request.request_id:
             for lease in answered[1]:
                 job = self.jobs.get(lease.job_id)
@@ -179,29 +184,13 @@ class StoreModel:
                     job.lease_until_ms = self.now_ms + self.lease_ms
                     jobs.append(job)
         elif not self.paused:
-            jobs = self._grant(request)
-        return ClaimReply(tuple(map(self._granted, jobs)), len(self.classes), self.paused)
+            jobs, wait_ms = grant(self, request)
+        return ClaimReply(tuple(map(self._granted, jobs)), len(self.classes), self.paused, wait_ms)
 
-    def _grant(self, request: ClaimRequest) -> list[ModelJob]:
-        candidates = [job for class_id in request.class_ids for job in self._of_class(class_id)]
-        jobs: list[ModelJob] = []
-        for job in sorted(candidates, key=lambda job: job.order):
-            if len(jobs) == request.count:
-                break
-            if 0 < job.expires_ms <= self.now_ms:
-                job.set_aside = True
-            elif job.avoid_worker != request.worker_id or job.avoid_until_ms <= self.now_ms:
-                jobs.append(job)
-        for job in jobs:
-            job.state = JobState.RUNNING
-            job.epoch = max(job.epoch + 1, self.now_us)
-            job.worker_id = request.worker_id
-            job.number = 0
-            job.lease_until_ms = self.now_ms + self.lease_ms
-        if jobs:
-            leases = [LeaseRef(job.job_id, Epoch(job.epoch)) for job in jobs]
-            self.memories[request.worker_id] = (request.request_id, leases)
-        return jobs
+    def running(self) -> Counter[str]:
+        """Running jobs of each service and tenant."""
+        running = (job for job in self.jobs.values() if job.state is JobState.RUNNING)
+        return Counter(name for job in running for name in names_of(job))
 
     def _granted(self, job: ModelJob) -> Grant:
         return Grant(

@@ -15,9 +15,9 @@ def snapshot(model: StoreModel) -> dict[str, Any]:
         "jobs": {job.job_id: record_row(job) for job in jobs},
         "specs": set(model.jobs),
         "pending": {
-            class_id: [job.job_id for job in model._of_class(class_id)]
+            class_id: [job.job_id for job in model.of_class(class_id)]
             for class_id in model.classes
-            if model._of_class(class_id)
+            if model.of_class(class_id)
         },
         "leases": {j.job_id: j.lease_until_ms for j in jobs if j.lease_until_ms is not None},
         "scheduled": {j.job_id: j.due_ms for j in jobs if j.due_ms is not None},
@@ -33,5 +33,9 @@ def snapshot(model: StoreModel) -> dict[str, Any]:
         "untold": [[end.state.value, end.job_id, family_row(end.family)] for end in model.untold],
         "unique": dict(model.unique),
         "holds": dict(model.holds),
+        "usage": dict(model.running()),
+        "served": model.shares.served,
+        "rates": model.shares.meters_us,
+        "limits": {name: text for name, text in model.shares.texts.items() if name != "aging_ms"},
         **model.schedules.snapshot(),
     }

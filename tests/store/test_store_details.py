@@ -152,10 +152,10 @@ def test_two_processes_with_one_worker_id_do_not_share_a_memory(bench: Bench) ->
 
 
 def test_jobs_leave_in_order_of_priority_then_arrival(bench: Bench) -> None:
-    """Across classes too: the order is one number."""
-    wishes = [(0, 0, 0), (1, 1, 50), (2, 2, 100), (3, 0, 50), (4, 1, 100)]
+    """Across the classes of a tenant too: the order is one number."""
+    wishes = [(0, 1, 0), (1, 2, 50), (2, 1, 100), (3, 1, 50), (4, 2, 100)]
     bench.submit([submission(job, wish, priority, "", 0.0, 1) for job, wish, priority in wishes])
-    bench.claim([claim_request(1, 0, 5, [0, 1, 2])])
+    bench.claim([claim_request(1, 0, 5, [1, 2])])
     assert [lease.job_id for lease, _, _ in bench.leases] == ["j2", "j4", "j1", "j3", "j0"]
 
 

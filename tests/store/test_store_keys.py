@@ -24,7 +24,7 @@ OPERATIONS = {
     *("submit", "claim", "renew", "attach", "progress", "settle", "sweep", "cancel", "requeue"),
     *("pause", "resume", "heartbeat", "inspect", "stats", "configure", "register", "discover"),
     *("schedule_put", "schedule_remove", "schedule_pause", "schedule_resume", "schedule_skip"),
-    *("schedule_list", "schedule_due"),
+    *("schedule_list", "schedule_due", "limit", "limits"),
 }
 #: Commands of ours whose only key (or channel) is their first argument.
 ONE_KEY = {
@@ -92,6 +92,8 @@ def _work(backend: Shipped) -> QueueKeys:
     class_ids = list(bench.model.classes)
     bench.pause()
     bench.resume()
+    bench.limit([("tenant acme", "1 0 1"), ("aging_ms", "5"), ("aging_ms", "")], only_new=False)
+    backend.run(scripts.limits_call(bench.keys))
     backend.run(scripts.stats_call(bench.keys, class_ids))
     backend.run(scripts.inspect_call(bench.keys, [JobId("j0"), JobId("j1")]))
     backend.run(schedule_scripts.list_call(bench.keys))

@@ -29,6 +29,7 @@ from tests.store.walk import (
     DEADLINES_S,
     DELAYS_S,
     JOB_IDS,
+    LIMITS,
     PERIODS_S,
     PROGRESS_VALUES,
     SCHEDULES,
@@ -203,6 +204,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(name=NAMES, item=SUBMISSIONS, next_in_s=PERIODS, stale=st.booleans())
     def fire(self, name: str, item: Submission, next_in_s: float, stale: bool) -> None:
         self.bench.fire(name, item, next_in_s, stale=stale)
+
+    @rule(limit=st.sampled_from(LIMITS), remove=st.booleans(), only_new=st.booleans())
+    def limit(self, limit: tuple[str, str], remove: bool, only_new: bool) -> None:
+        self.bench.limit([(limit[0], "") if remove else limit], only_new=only_new)
 
     @rule()
     def forget_claims(self) -> None:

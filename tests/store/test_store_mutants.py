@@ -50,9 +50,43 @@ MUTANTS: dict[str, list[Mutation]] = {
         Mutation("claim", "int(math.max(tonumber(record[EPOCH]) + 1, now_us))", "record[EPOCH]")
     ],
     "claim ignores pause": [Mutation("claim", "elseif paused then", "elseif false then")],
-    "claim ignores the order": [Mutation("claim", "heads[i][2] < heads[best][2]", "false")],
+    "claim ignores the order": [Mutation("claim", "order and order < least and", "order and")],
     "claim forgets whom to avoid": [Mutation("claim", "record[AVOID_WORKER] == worker", "false")],
-    "claim loses an avoided job": [Mutation("claim", "for i = 1, #avoided, 2 do", "for i = 1, 0 do")],
+    "claim loses an avoided job": [Mutation("claim", "for i = 1, #avoided, 3 do", "for i = 1, 0 do")],
+    "claim ignores how many run": [
+        Mutation(
+            "claim", "budget.running = tonumber(running) - tonumber(active[i] or 0)", "budget.running = 99"
+        )
+    ],
+    "claim ignores the rate": [
+        Mutation("claim", "math.floor((now_us + budget.ahead - budget.meter) / budget.interval)", "99")
+    ],
+    "claim reserves nothing within one call": [
+        Mutation("claim", "if spend(head, #popped / 2) then", "if false then"),
+        Mutation("claim", "      count = math.min(count, budget.left)\n", ""),
+    ],
+    "claim forgets whom no limit of their own names": [
+        Mutation("claim", "(string.sub(field, 1, 7) == 'tenant ' and defined[1])", "nil")
+    ],
+    "claim never moves a rate's meter": [
+        Mutation("claim", "int(budget.meter + budget.started * budget.interval)", "int(budget.meter)")
+    ],
+    "claim lets a rate save up starts": [
+        Mutation("claim", "math.max(tonumber(meters[i] or 0), now_us)", "tonumber(meters[i] or now_us)")
+    ],
+    "claim does not count what runs": [Mutation("claim", "        count_running(record, 1)\n", "")],
+    "claim serves whoever came first": [Mutation("claim", "turn_of(group.best) or 0", "0 or 0")],
+    "claim gives no turn for priority": [
+        Mutation(
+            "claim",
+            "(stamps['tenant ' .. head.tenant], patient)) + lead",
+            "(stamps['tenant ' .. head.tenant], patient))",
+        )
+    ],
+    "settle does not free what a limit counts": [Mutation("settle", "      count_running(record, -1)\n", "")],
+    "sweep does not free what a limit counts": [Mutation("sweep", "    count_running(record, -1)\n", "")],
+    "priority does not age": [Mutation("submit", "tick + i + rank * aging", "tick + i + rank * 2 ^ 38")],
+    "a first definition overrules": [Mutation("limit", "(before == '' or ARGV[1] == '0')", "true")],
     "submit not idempotent": [Mutation("submit", "known[i] or records[id]", "records[id]")],
     "submit ignores the idempotency key": [Mutation("submit", "if earlier then", "if false then")],
     "submit beyond the bound": [Mutation("submit", "unfinished >= unfinished_max", "false")],

@@ -37,6 +37,17 @@ WORKER_IDS = [WorkerId(f"w{i}") for i in range(3)]
 #: A tick, a moment, half a lease, just beyond a lease, the two retention times.
 STEPS_US = [1, 1_000, 5_000_000, 10_001_000, 60_000_000, 120_000_000]
 DELAYS_S = [0.0, 0.0, 2.0]
+#: Limits to set: running jobs, rates with and without a burst, the default of all tenants.
+LIMITS = [
+    ("service image", "2 0 1"),
+    ("tenant acme", "1 0 1"),
+    ("tenant acme", "-1 4000000 2"),
+    ("tenant *", "2 3000000 1"),
+    ("tenant *", "0 0 1"),
+    ("service text", "-1 2500 3"),
+    ("aging_ms", "50"),
+    ("aging_ms", "9000000000"),
+]
 DEADLINES_S = [1.0, 5.0, 15.0, 100.0]
 #: One only, so that jobs meet; with the mark that ends the time in a record.
 UNIQUE_KEY = "u:0"
@@ -156,6 +167,7 @@ class Walk:
             (self.forget, 1),
             (self.schedule, 4),
             (self.fire, 3),
+            (self.limit, 2),
         ]
 
     def run(self, steps: int) -> None:
@@ -317,6 +329,13 @@ class Walk:
         if self.bench.history:
             newest = len(self.bench.history) - 1
             self.bench.replay(newest - min(newest, int(self.random.expovariate(0.2))))
+
+    def limit(self) -> None:
+        """As often lifted as set, or nothing would move for long."""
+        defined = [(name, "") for name in self.bench.model.shares.texts]
+        chosen = [self.random.choice(LIMITS)] if self.random.random() < 0.5 else defined
+        if chosen:
+            self.bench.limit(chosen, only_new=self.random.random() < 0.2)
 
     def forget(self) -> None:
         self.bench.forget_claims()

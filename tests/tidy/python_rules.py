@@ -64,6 +64,7 @@ NURSERIES = {
     "simulator/dialects/comfyui": "one instance's listener and its ticks; they end with the instance",
     "simulator/dialects/comfyui_sockets": "one socket's reader beside its writer; both end with the socket",
     "simulator/dialects/openinference": "one instance's listener and its ticks; they end with the instance",
+    "simulator/services/grpc_direct": "one call: its handler; ends with the call",
     "simulator/services/grpc": "one instance's listener and its ticks; they end with the instance",
     "simulator/dialects/web": "one instance's listener and its ticks; they end with the instance",
     "simulator/services/http": "one instance's listener and its ticks; they end with the instance",

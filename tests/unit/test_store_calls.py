@@ -12,9 +12,9 @@ import pytest
 from gateway.errors import ConfigError
 from gateway.events import decode_entries, decode_entry
 from gateway.lifecycle import EventType
+from gateway.limits import AGING_MAX_S
 from gateway.models import (
     PRIORITY_MAX,
-    SEQUENCE_LIMIT,
     TERMINAL_STATES,
     ClaimRequest,
     ClassId,
@@ -44,7 +44,7 @@ SPEC = JobSpec(service="image", payload={"prompt": "ü"}, priority=70)
 GRANT = Grant(JobId("a"), Epoch(7), ClassId("image"), SPEC, 1, 0, "", False, 1, 2, 3)
 OPERATIONS = [
     "submit", "claim", "renew", "attach", "progress", "settle", "sweep", "cancel", "requeue", "pause", "resume",
-    "heartbeat", "inspect", "stats",
+    "heartbeat", "inspect", "stats", "limit", "limits",
 ]  # fmt: skip
 
 
@@ -112,7 +112,9 @@ def test_a_settlement_carries_its_grants_lease(
 
 def test_priority_and_sequence_fit_into_an_exact_double() -> None:
     """The order of a job is exact as a sorted set's score."""
-    assert (PRIORITY_MAX + 1) * SEQUENCE_LIMIT <= 2**53
+    ticks = (2055 - 2020) * 366 * 86_400 * 1_000_000 // 32
+    aging_ticks = int(AGING_MAX_S * 1_000_000 / 32)
+    assert (ticks + PRIORITY_MAX * aging_ticks + 1) * 128 <= 2**53
 
 
 def test_terminal_states_are_those_without_a_way_on() -> None:
@@ -129,11 +131,11 @@ def test_a_submission_names_each_class_once() -> None:
         for name, spec in zip("abc", (SPEC, other, SPEC), strict=True)
     ]
     call = scripts.submit_call(KEYS, LIMITS, items)
-    assert call.keys[16:] == [KEYS.pending("image"), KEYS.pending("text")]
+    assert call.keys[17:] == [KEYS.pending("image"), KEYS.pending("text")]
     assert call.args[4] == 3
     rows = [call.args[5 + 12 * i : 17 + 12 * i] for i in range(3)]
     assert [(row[0], row[2]) for row in rows] == [("a", 1), ("b", 2), ("c", 1)]
-    assert [row[5] for row in rows] == [30 * SEQUENCE_LIMIT, 100 * SEQUENCE_LIMIT, 30 * SEQUENCE_LIMIT]
+    assert [row[5] for row in rows] == [30, 100, 30]
     assert rows[0][1] == scripts.encode_spec(SPEC)
 
 
@@ -144,7 +146,7 @@ def test_claims_of_several_workers_share_the_class_list() -> None:
         ClaimRequest("r2", WorkerId("v"), 1, 1, (ClassId("y"),)),
     ]
     call = scripts.claim_call(KEYS, LIMITS, 15.0, "i", requests)
-    assert call.keys[6:] == [
+    assert call.keys[11:] == [
         KEYS.claim_memory("w:i"), KEYS.claim_memory("v:i"), KEYS.pending("x"), KEYS.pending("y")
     ]  # fmt: skip
     assert call.args == [
@@ -156,8 +158,9 @@ def test_a_claim_reply_is_cut_at_its_requests() -> None:
     """Grants follow their own request's count."""
     spec = scripts.encode_spec(SPEC)
     grant = [b"a", spec, b"1700000000123457", b"image", b"1", b"2", b"ref", b"1", b"10", b"20", b"0"]
-    first, second, third = scripts.claim_reply([b"5", b"0", b"30", b"0", b"1", *grant, b"0"], 3)
-    assert (first.grants, third.grants) == ((), ())
+    raw = [b"5", b"0", b"30", b"0", b"0", b"1", b"0", *grant, b"0", b"17"]
+    first, second, third = scripts.claim_reply(raw, 3)
+    assert (first.grants, third.grants, first.wait_ms, third.wait_ms) == ((), (), 0, 17)
     assert (second.class_count, second.paused) == (5, False)
     assert second.grants == (
         Grant(JobId("a"), Epoch(1700000000123457), ClassId("image"), SPEC, 1, 2, "ref", True, 10, 20, 30),

@@ -235,7 +235,7 @@ def result_of(response: pb.ModelInferResponse) -> dict[str, Any]:
     """A response as a plain JSON value.
 
     Raises:
-        ValueError: raw contents for some of the outputs only.
+        ValueError: raw contents for some of the outputs only, or none where the datatype has no typed form.
     """
     raw: Sequence[bytes] = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
@@ -264,7 +264,7 @@ def result_of(response: pb.ModelInferResponse) -> dict[str, Any]:
 def _typed(tensor: pb.ModelInferResponse.InferOutputTensor) -> dict[str, Any]:
     kind = KINDS.get(tensor.datatype)
     if kind is None or not kind.contents:
-        return {"data": []}
+        raise ValueError(f"output {tensor.name!r} of datatype {tensor.datatype!r} came without raw contents")
     values = list(getattr(tensor.contents, kind.contents))
     if tensor.datatype != "BYTES":
         # JSON has no word for them.

@@ -1,15 +1,15 @@
 -- settle: end leases: completed, failed (retry or dead), snoozed, released, cancelled. Terminal states absorb. A job
 -- that cannot be claimed again before its deadline expires instead of going back; children of ended jobs are told.
--- KEYS: those of endings (_prelude_ending), leases, then one pending set per class named
+-- KEYS: those of endings (_prelude_ending), leases usage limits, then one pending set per class named
 -- ARGV: events_max retention_ms dead_retention_ms yields_max told_max count, then per settlement (stride 9):
 --       id epoch kind body detail delay_ms avoid_ms final class_position
 -- Returns per settlement: verdict (accepted | duplicate | stale), state of the job afterwards; last the number of
 --       children that became due
-local leases_key = KEYS[ENDING_KEYS + 1]
-local class_base = ENDING_KEYS + 1
+local leases_key, usage_key, limits_key = KEYS[ENDING_KEYS + 1], KEYS[ENDING_KEYS + 2], KEYS[ENDING_KEYS + 3]
+local class_base = ENDING_KEYS + 3
 local retention_ms, dead_retention_ms, yields_max = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local count = tonumber(ARGV[6])
-local ids, reply, let_go = {}, {}, {}
+local ids, reply, let_go, freed = {}, {}, {}, {}
 for i = 1, count do
   ids[i] = ARGV[7 + (i - 1) * 9]
 end
@@ -82,6 +82,10 @@ for i = 1, count do
     verdict = 'accepted'
     if record[STATE] == 'pending' then
       redis.call('ZREM', KEYS[class_base + tonumber(ARGV[at + 8])], id)
+    else
+      count_running(record, -1)
+      freed[#freed + 1] = not freed[record[CLASS]] and record[CLASS] or nil
+      freed[record[CLASS]] = true
     end
     if ARGV[at + 3] ~= '' then
       explained(id, ARGV[at + 3])
@@ -106,6 +110,13 @@ if #let_go > 0 then
   redis.call('ZREM', leases_key, unpack(let_go))
   write_down()
 end
+write_counts(usage_key)
 emit(events_key, ARGV[1], events)
+-- A limit may have held back jobs like these.
+if #freed > 0 and redis.call('HLEN', limits_key) > 0 then
+  for _, class_id in ipairs(freed) do
+    redis.call('PUBLISH', wake_key, class_id)
+  end
+end
 reply[#reply + 1] = int(unblocked)
 return reply

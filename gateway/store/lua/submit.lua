@@ -1,8 +1,8 @@
 -- submit: accept jobs into the queue; repeating the call (same ids) changes nothing.
 -- KEYS: jobs specs idempotency classes scheduled finished meta events wake unique holds deadlines waiting children
---       schedule_due schedule_runs, then one pending set per class used
+--       schedule_due schedule_runs owners, then one pending set per class used
 -- ARGV: unfinished_max classes_max events_max children_max count, then per job (stride 12):
---       id spec class_position class_id class_json order_base idempotency_key delay_ms max_attempts tenant service
+--       id spec class_position class_id class_json rank idempotency_key delay_ms max_attempts tenant service
 --       options
 --       Options are empty or JSON: expires_ms, expires_in_ms, unique, unique_for_ms, after (ids of parents, all
 --       submitted before), on_failure (of a parent: cancel, release), schedule ([name, revision, instant_ms, next_ms]).
@@ -11,8 +11,9 @@ local jobs_key, specs_key, idempotency_key, classes_key = KEYS[1], KEYS[2], KEYS
 local scheduled_key, finished_key, meta_key, events_key, wake_key = KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local unique_key, holds_key, deadlines_key, waiting_key = KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local children_key, schedule_due_key, schedule_runs_key = KEYS[14], KEYS[15], KEYS[16]
+local owners_key = KEYS[17]
 local unfinished_max, classes_max, children_max = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[4])
-local count, class_base = tonumber(ARGV[5]), 16
+local count, class_base = tonumber(ARGV[5]), 17
 local ids = {}
 for i = 1, count do
   ids[i] = ARGV[6 + (i - 1) * 12]
@@ -20,7 +21,9 @@ end
 local known = redis.call('HMGET', jobs_key, unpack(ids))
 local unfinished = redis.call('HLEN', jobs_key) - redis.call('ZCARD', finished_key)
 local class_count = redis.call('HLEN', classes_key)
-local sequence = redis.call('HINCRBY', meta_key, 'sequence', count) - count
+local stored = redis.call('HMGET', meta_key, 'sequence', 'aging_ms')
+local tick, aging = math.max(tonumber(stored[1] or 0), now_tick), aging_ticks(stored[2])
+redis.call('HSET', meta_key, 'sequence', int(tick + count))
 local reply, events, specs, pending, wake = {}, {}, {}, {}, {}
 -- Records written at the end: new jobs, and parents that have children now.
 local records, written, families = {}, {}, {}
@@ -105,6 +108,7 @@ local function refusal(i, id, at, options)
       return 'too_many_classes', id
     end
     redis.call('HSET', classes_key, ARGV[at + 3], ARGV[at + 4])
+    redis.call('HSET', owners_key, ARGV[at + 3], ARGV[at + 10] .. ' ' .. ARGV[at + 9])
     class_count = class_count + 1
   end
   return nil, id, parents
@@ -202,7 +206,8 @@ for i = 1, count do
     if not status then
       status = 'accepted'
       unfinished = unfinished + 1
-      accept(id, at, int(tonumber(ARGV[at + 5]) + sequence + i), options, parents)
+      local rank = tonumber(ARGV[at + 5])
+      accept(id, at, int((tick + i + rank * aging) * RANKS + rank), options, parents)
     end
     if schedule and (status == 'accepted' or status == 'duplicate') then
       move_on(schedule, id)

@@ -1,17 +1,18 @@
 -- sweep: expired leases back to pending (or dead after too many), jobs past their deadline to dead, families that could
 -- not be told at once, due jobs to pending, unique keys and old finished jobs removed.
 -- Any gateway may run it at any time; the work of one call is bounded.
--- KEYS: those of endings (_prelude_ending), specs leases idempotency schedule_due, then one pending set per class
+-- KEYS: those of endings (_prelude_ending), specs leases idempotency schedule_due usage, then one pending set per class
 -- ARGV: limit recoveries_max events_max retention_ms dead_retention_ms told_max class_count, class ids…
 -- Returns: recovered poisoned cancelled promoted removed skipped expired told schedules_due(0/1) more(0/1)
 local specs_key, leases_key = KEYS[ENDING_KEYS + 1], KEYS[ENDING_KEYS + 2]
 local idempotency_key, schedule_due_key = KEYS[ENDING_KEYS + 3], KEYS[ENDING_KEYS + 4]
+local usage_key = KEYS[ENDING_KEYS + 5]
 local limit, recoveries_max, told_max = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[6])
 local retention_ms, dead_retention_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
 local position_of, wake = {}, {}
 local recovered, poisoned, cancelled, promoted, removed, skipped, expired = 0, 0, 0, 0, 0, 0, 0
 for i = 1, tonumber(ARGV[7]) do
-  position_of[ARGV[7 + i]] = ENDING_KEYS + 4 + i
+  position_of[ARGV[7 + i]] = ENDING_KEYS + 5 + i
 end
 
 -- The record of an indexed job. An id without a record (somebody deleted keys by hand) leaves the index, so that
@@ -60,6 +61,9 @@ for _, id in ipairs(lapsed) do
   elseif position_of[record[CLASS]] then
     redis.call('ZREM', leases_key, id)
     local owner = record[WORKER]
+    count_running(record, -1)
+    -- Also where it ends: a limit may have held back jobs like it.
+    wake[record[CLASS]] = true
     local event, detail = recover(record, id)
     events[#events + 1] = { event, id, record[EPOCH], owner, detail }
   else
@@ -145,6 +149,7 @@ if #old > 0 then
   redis.call('ZREM', dead_key, unpack(old))
   removed = #old
 end
+write_counts(usage_key)
 emit(events_key, ARGV[3], events)
 for class_id in pairs(wake) do
   redis.call('PUBLISH', wake_key, class_id)
