@@ -1,7 +1,7 @@
 """From the status of a gRPC call to the taxonomy of faults (pure).
 
-What decides is the code, what we know ourselves (was there a connection, how large was the request), and whether the
-peer added metadata. Texts decide in one case only, where nothing else tells: see ``_oversize``.
+What decides is the code, what we know ourselves (was there a connection, how large was the request), and what the peer
+added as metadata. Texts decide in one case only, where nothing else tells: see ``_oversize``.
 """
 
 from __future__ import annotations
@@ -62,8 +62,9 @@ def call_failure(
 
     - DEADLINE_EXCEEDED: time-out, outcome unknown.
     - CANCELLED, which we did not ask for: the connection was closed, outcome unknown.
-    - UNAVAILABLE: the peer's own word when metadata came with it, and then nothing was done. Without any it is what
-      the library says of a connection that broke during the call; a peer that says it so is not told apart, and the
+    - UNAVAILABLE: the service's own word when a wish to wait or its error detail came with it, and then nothing was
+      done. Without either it is what the library says of a connection that broke during the call, and a proxy of one
+      that broke behind it (with metadata of the proxy's own); a service that says it so is not told apart, and the
       outcome counts as unknown.
     - RESOURCE_EXHAUSTED: too much of something. A wish to wait in the metadata means rate limiting. Else a request
       larger than servers take by default was refused for its size, for good. Else see ``_oversize``; else rate
@@ -79,9 +80,10 @@ def call_failure(
     code, text = ended.code, f"{what}: {ended}"
     if code is Code.DEADLINE_EXCEEDED:
         return RequestTimeout(text, outcome_unknown=True)
-    if code is Code.CANCELLED or (code is Code.UNAVAILABLE and not ended.metadata):
-        return PeerClosed(text, outcome_unknown=True)
     wish_s = retry_after_s(ended)
+    said_so = wish_s is not None or detail_name in ended.metadata
+    if code is Code.CANCELLED or (code is Code.UNAVAILABLE and not said_so):
+        return PeerClosed(text, outcome_unknown=True)
     if code is Code.RESOURCE_EXHAUSTED and wish_s is None:
         if request_bytes > SERVER_BYTES_MAX:
             return RequestTooLarge(text, limit_bytes=SERVER_BYTES_MAX)

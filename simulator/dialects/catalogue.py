@@ -206,6 +206,7 @@ DIALECTS: tuple[Dialect, ...] = (
         cannot={
             "progress": "the protocol does not tell how far an inference has come",
             "fail:refused": "the protocol has no policy that refuses, and no status for it",
+            "fail:unavailable": "without a wish to wait it is the status of a connection that broke",
             "fail:out_of_memory": "the protocol has no status that means it",
             "out_of_memory_rate": "the protocol has no status that means it",
             "duplicate_event_rate": "within one call nothing can come twice",

@@ -24,7 +24,7 @@ LEFT_OUT: Mapping[str, frozenset[str]] = {
     "openinference-grpc": frozenset(
         {
             *("query", "cancel", "reattach", "dedupe", "progress", "credentials"),
-            *("fail:refused", "fail:out_of_memory", "out_of_memory_rate"),
+            *("fail:refused", "fail:unavailable", "fail:out_of_memory", "out_of_memory_rate"),
             *("duplicate_event_rate", "out_of_order_rate", "event_after_terminal_rate"),
         }
     ),

@@ -224,12 +224,26 @@ async def test_codes(
         assert fault.status == code
 
 
-async def test_unavailable_as_the_peers_own_word(serve_calls: ServeCalls) -> None:
-    """UNAVAILABLE with metadata comes from the peer itself: nothing was done, and its wish is known."""
-    handle = await serve_calls(ends(Code.UNAVAILABLE, metadata={"retry-after": "3"}))
+@pytest.mark.parametrize(
+    ("metadata", "wish_s"),
+    [({"retry-after": "3"}, 3.0), ({"grpc-status-details-bin": b""}, None)],
+)
+async def test_unavailable_as_the_services_own_word(
+    serve_calls: ServeCalls, metadata: dict[str, str | bytes], wish_s: float | None
+) -> None:
+    """UNAVAILABLE with a wish to wait or an error detail comes from the service itself: nothing was done."""
+    handle = await serve_calls(ends(Code.UNAVAILABLE, metadata=metadata))
     fault = await fault_of(handle.url)
     assert type(fault) is Unavailable
-    assert (fault.outcome_unknown, fault.retry_after_s) == (False, 3.0)
+    assert (fault.outcome_unknown, fault.retry_after_s) == (False, wish_s)
+
+
+async def test_unavailable_from_a_proxy(serve_calls: ServeCalls) -> None:
+    """A proxy says UNAVAILABLE, with metadata of its own, of a connection that broke behind it: outcome unknown."""
+    handle = await serve_calls(ends(Code.UNAVAILABLE, metadata={"server": "envoy", "date": "today"}))
+    fault = await fault_of(handle.url)
+    assert type(fault) is PeerClosed
+    assert fault.outcome_unknown
 
 
 async def test_unavailable_after_partial_data(serve_calls: ServeCalls) -> None:
