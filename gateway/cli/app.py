@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import checks, config, fleet, jobs, legacy, limits, queue, rollout, schedules, service
+from gateway.cli import checks, config, fleet, jobs, legacy, limits, queue, rollout, schedules, service, top
 from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain
 from gateway.errors import GatewayError
 
@@ -29,7 +29,7 @@ Exit codes:
 
 \b
 With --json each command writes one JSON value to standard output and nothing
-else (`watch`, `run` and `events --follow`: one object per line); errors are one
+else (`watch`, `run`, `top`, `events --follow`: one object per line); errors are one
 {"error": {"kind": ..., "message": ...}} line on standard error.
 
 \b
@@ -60,6 +60,7 @@ fleet.register(app)
 limits.register(app)
 legacy.register(app)
 rollout.register(app)
+top.register(app)
 
 
 def run(arguments: Sequence[str]) -> int:

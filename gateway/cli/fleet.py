@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -106,58 +106,29 @@ def services(common: Common) -> int:
     """
     import msgspec
 
-    from gateway.discovery import current
+    from gateway.overview import service_rows
 
     with common.client() as client:
-        now_ms, found = client.now_ms(), client.services()
-        users = _users(client)
-    _, overtaken = current(found)
-    entries = [
-        {
-            "id": one.id,
-            **msgspec.to_builtins(one.entry),
-            "healthy": one.entry.healthy,
-            "ends_in_s": round((one.ends_ms - now_ms) / 1000, 1),
-            "since_s": round((now_ms - one.since_ms) / 1000, 1),
-            "overtaken_by": overtaken.get(one.id, ""),
-            "workers": users.get(one.entry.url.rstrip("/"), []),
-        }
-        for one in found
-    ]
+        found = service_rows(client.services(), client.workers(), now_ms=client.now_ms())
     if common.json:
-        write_json(entries)
+        write_json([{**msgspec.to_builtins(row), "state": row.state} for row in found])
         return 0
-    if not entries:
-        write_line("no service is registered")
+    if not found:
+        write_line("no service is registered; `gateway register` or the service's own sidecar does that")
         return 0
     rows = [
         (
-            entry["id"],
-            f"{entry['service']}-{entry['protocol']}",
-            entry["url"],
-            _service_state(entry),
-            ", ".join(entry["workers"]) or "nobody",
-            age(entry["ends_in_s"] * 1000),
+            row.id,
+            f"{row.service}-{row.protocol}",
+            row.url,
+            row.state,
+            ", ".join(row.workers) or "nobody",
+            age(row.ends_in_s * 1000),
         )
-        for entry in entries
+        for row in found
     ]
     write_table(("service", "speaks", "address", "state", "used by", "believed for"), rows)
     return 0
-
-
-def _service_state(entry: dict[str, Any]) -> str:
-    if entry["overtaken_by"]:
-        return f"overtaken by {entry['overtaken_by']}"
-    return "healthy" if entry["healthy"] else "unhealthy"
-
-
-def _users(client: Client) -> dict[str, list[str]]:
-    """Worker ids by the address of the endpoints they are bound to."""
-    users: dict[str, list[str]] = {}
-    for worker in client.workers():
-        for endpoint in worker.description.get("endpoints", []):
-            users.setdefault(str(endpoint.get("url", "")), []).append(worker.worker_id)
-    return users
 
 
 def workers(common: Common) -> int:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -78,8 +78,19 @@ def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     )
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
+    write_rich(table)
+
+
+def write_rich(value: RenderableType) -> None:
+    """Something that rich can show; without trailing spaces where nobody looks at a terminal."""
+    out = console()
+    with out.capture() as captured:
+        out.print(value)
+    text = captured.get()
+    if not out.is_terminal:
+        text = "".join(f"{line.rstrip()}\n" for line in text.splitlines())
     with _to_stdout():
-        console().print(table)
+        sys.stdout.write(text)
 
 
 def complain(kind: str, message: str, code: int, *, as_json: bool) -> int:

@@ -124,7 +124,7 @@ def test_submit_reads_files_and_counts(gateway: Gateway, client: Client, tmp_pat
         (["submit", "simulation", "--priority", "101"], "InvalidSubmission", ["priority", "101"]),
         (["submit", "simulation", "--count", "0"], "InvalidSubmission", ["--count 0"]),
         (["submit", "simulation", "--count", "2", "--job-id", "x"], "InvalidSubmission", ["--count"]),
-        (["submit", "simulatoin"], "UnknownService", ["'simulatoin'", "known are simulation"]),
+        (["submit", "simulatoin"], "UnknownService", ["'simulatoin'", "known are ", " simulation"]),
         (["dead", "requeue"], "InvalidSubmission", ["--all"]),
         (["events", "--after", "x"], "InvalidSubmission", ["cursor 'x'"]),
         (["events", "--limit", "0"], "UsageError", ["--limit"]),
