@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,6 +22,7 @@ from simulator.faults import FaultPlan
 from simulator.invariants import Story, StreamEntry, broken_promises
 from simulator.oracle import HistoryLine
 from simulator.plan import FaultKind, FleetPlan
+from simulator.scheduling import deterministic_scheduler
 
 #: Liveness: so many leases without any transition after healing mean that nothing moves any more.
 QUIET_LEASES_MAX = 12.0
@@ -89,26 +89,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[HistoryLine, ...]
     events: tuple[Event, ...]
     journals: dict[str, tuple[JournalEntry, ...]]
-
-
-@contextlib.contextmanager
-def deterministic_scheduler(seed: int) -> Iterator[None]:
-    """Let trio shuffle its run queue from our seed: the one place that touches its private switch.
-
-    trio has no public interface for it (python-trio/trio#239, #2675); the version is pinned, and a missing name fails
-    loudly.
-    """
-    from trio._core import _run
-
-    previous = _run._ALLOW_DETERMINISTIC_SCHEDULING
-    state = _run._r.getstate()
-    _run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
-    _run._r.seed(f"scheduler/{seed}")
-    try:
-        yield
-    finally:
-        _run._ALLOW_DETERMINISTIC_SCHEDULING = previous  # type: ignore[misc]
-        _run._r.setstate(state)
 
 
 def simulate(plan: FleetPlan) -> Run:

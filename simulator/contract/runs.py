@@ -14,7 +14,7 @@ from simulator.contract import control, outcomes, trouble
 from simulator.contract.bench import open_bench
 from simulator.contract.case import CAPABILITIES, CASES, ContractCase
 from simulator.dialects.catalogue import DIALECTS, Dialect
-from simulator.run import deterministic_scheduler
+from simulator.scheduling import deterministic_scheduler
 
 SEED = 0
 #: The modules that hold the cases; importing them fills ``CASES``.

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from gateway.errors import ConfigError
+from gateway.fleet import toml_text
 from simulator.certify import workload
 from simulator.certify_config import ServiceAddress, child_environment, file_setup, setup_of
 from simulator.dialects.catalogue import DIALECTS
@@ -144,11 +145,15 @@ def test_a_users_configuration_is_certified(project: Path) -> None:
 def test_every_dialect_is_played(tmp_path: Path) -> None:
     """A configuration with a worker for each kind of service: all are simulated, and a kill is survived."""
     head = CONFIG[: CONFIG.index("[workers.left]")]
-    workers = [
-        f'[workers.{one.name}]\nconnector = "{one.connectors[-1]}"\nendpoint = "{one.scheme}://far.invalid:{one.port}"\n'
+    workers = {
+        one.name: {
+            "connector": one.connectors[-1],
+            "endpoint": f"{one.scheme}://far.invalid:{one.port}",
+            "options": dict(one.options),
+        }
         for one in DIALECTS
-    ]
-    (tmp_path / "gateway.toml").write_text(head + "".join(workers), "utf-8")
+    }
+    (tmp_path / "gateway.toml").write_text(head + toml_text({"workers": workers}), "utf-8")
     (tmp_path / "every.toml").write_text(EVERY, "utf-8")
     done = certify(tmp_path, "--config", "gateway.toml", "--faults", "every.toml", "--json", "--keep", "kept")
     assert done.returncode == 0, done.stdout + done.stderr

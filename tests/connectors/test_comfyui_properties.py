@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import JobFault
 from simulator.contract.bench import marked
-from simulator.run import deterministic_scheduler
+from simulator.scheduling import deterministic_scheduler
 from tests.support.comfyui_stage import CONNECTORS, ComfyUIStage, open_comfyui
 
 #: Everything a server or its connections may do to a job that runs, short of forgetting it.
