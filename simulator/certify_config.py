@@ -97,6 +97,8 @@ class FleetSetup:
                 "base_url": "",
                 "base_port": None,
                 "discover": None,
+                # A candidate has an address of its own, or speaks otherwise than what is simulated here.
+                "rollout": None,
             }
         return values
 

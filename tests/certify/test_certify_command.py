@@ -264,6 +264,17 @@ def test_workers_of_one_endpoint_share_one_instance(project: Path) -> None:
     assert values["workers"]["left"]["instance"] == "service-0"
 
 
+def test_a_rehearsal_calls_no_candidate(project: Path) -> None:
+    """A rollout's candidate keeps an address of production; no job of a rehearsal goes there."""
+    candidate = '[workers.far.rollout]\nendpoint = "http://candidate.invalid:1"\npercent = 50\n'
+    (project / "gateway.toml").write_text(CONFIG + candidate, "utf-8")
+    setup = file_setup(project / "gateway.toml")
+    services = [ServiceAddress(f"http://127.0.0.1:{port}", f"service-{port}") for port in (1, 2)]
+    values = setup.values("gateway-0", "unix:///x", project, services)
+    assert values["workers"]["far"]["rollout"] is None
+    assert "invalid" not in json.dumps(values)
+
+
 def test_workers_without_a_simulated_service_stay(project: Path) -> None:
     """With no worker whose service can be simulated there is nothing to do, and the error says what there is."""
     config = file_setup(project / "gateway.toml").config
