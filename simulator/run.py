@@ -22,7 +22,7 @@ from simulator.faults import FaultPlan
 from simulator.invariants import Story, StreamEntry, broken_promises
 from simulator.oracle import HistoryLine
 from simulator.plan import FaultKind, FleetPlan
-from simulator.scheduling import deterministic_scheduler
+from simulator.scheduling import deterministic_scheduler as deterministic_scheduler
 
 #: Liveness: so many leases without any transition after healing mean that nothing moves any more.
 QUIET_LEASES_MAX = 12.0
