@@ -8,7 +8,7 @@ import random
 import pytest
 
 from gateway.config import load_config
-from gateway.connector import Connector
+from gateway.connector import Connector, ConnectorCapabilities
 from gateway.connectors.registry import (
     BUILTIN_KEYS,
     ConnectorSpec,
@@ -29,6 +29,18 @@ def gateway_of(connector: str, endpoint: str = "http://127.0.0.1:1", **options: 
     config = load_config(overrides={"workers": {"gpu0": worker}}, environment={})
     connect = redis_connect("redis://127.0.0.1:1", connect_timeout_s=1, command_timeout_s=1)
     return Gateway(config, Seams(connect_redis=connect, instance="test", random=random.Random))
+
+
+def test_the_connectors_of_this_package_are_these() -> None:
+    """Eight keys, each loaded by its name with the capabilities that it declares; every one has a simulated twin."""
+    assert set(BUILTIN_KEYS) == {
+        *("simulation-http", "simulation-websocket", "simulation-grpc"),
+        *("comfyui-http", "comfyui-websocket", "a1111-http", "openai-http", "openinference-grpc"),
+    }
+    registry = default_registry()
+    for key in BUILTIN_KEYS:
+        assert isinstance(registry.load(key).capabilities, ConnectorCapabilities)
+        assert dialect_of(key) is not None
 
 
 @pytest.mark.parametrize("key", BUILTIN_KEYS)
@@ -100,7 +112,7 @@ def test_services_are_those_of_the_connectors() -> None:
     ("endpoint", "options", "message"),
     [
         ("localhost:8299", {}, r"workers\.gpu0\.endpoint: "),
-        ("http://user:secret@127.0.0.1:8299", {}, r"workers\.gpu0\.endpoint: a secret in plain text"),
+        ("http://user:secret@127.0.0.1:8299", {}, r"workers\.gpu0\.endpoint: credentials in plain text"),
         ("http://127.0.0.1:8299", {"stal_s": 1}, "stal_s"),
         ("http://127.0.0.1:8299", {"stall_s": 0}, "must be positive"),
     ],
