@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, cast
 
 import msgspec
 import trio
@@ -22,7 +22,7 @@ from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
 from simulator.registering import Registrations, Registry, announcements
 from simulator.seeding import streams
-from simulator.services.control import serve_control
+from simulator.services.control import Odd, serve_control
 
 PORT_MAX = 65_535
 
@@ -219,7 +219,10 @@ async def _start(
         handle: Listening = await nursery.start(functools.partial(twin.run, host=fleet.host, port=place.port))
         control: Listening = handle
         if not dialect.steered:
-            control = await nursery.start(functools.partial(serve_control, twin.shell, host=fleet.host))
+            odd = cast(Odd, twin) if hasattr(twin, "set_oddities") else None
+            control = await nursery.start(
+                functools.partial(serve_control, twin.shell, host=fleet.host, odd=odd)
+            )
     except* OSError as group:
         raise StartError(_why_not(fleet.host, place.port, group)) from None
     control_url = f"http://{control.url.partition('://')[2]}"

@@ -23,11 +23,14 @@ from protocols.grpc_channel import CallEnded
 from protocols.grpc_health import CHECK
 from protocols.grpc_method import Method
 from protocols.grpc_service import IncomingCall
+from protocols.http import HTTPAdapter
 from protocols.proto import health_pb2
 from protocols.proto import simulation_pb2 as pb
+from simulator.dialects.openinference import OpenInferenceService
 from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
 from simulator.seeding import streams
+from simulator.services.control import CONTROL_ODDITIES_PATH, serve_control
 from simulator.services.grpc import SimulationGRPCService
 
 
@@ -222,3 +225,21 @@ def test_messages_that_break_the_contract_are_refused() -> None:
             messages.read_event(message)
     with pytest.raises(wire.WireFormatError):
         messages.read_submit_reply(pb.SubmitReply(id="x", state="gone"))
+
+
+async def test_oddities_are_steered_over_http(nursery: trio.Nursery) -> None:
+    """The control listener of a twin with oddities shows and changes them; a bad value changes nothing."""
+    twin = OpenInferenceService(
+        ServiceConfig(instance="twin-0"), FaultPlan.none(), random_for=streams(0, "twin-0")
+    )
+    serve = functools.partial(serve_control, twin.shell, host="127.0.0.1", odd=twin)
+    handle = await nursery.start(serve)
+    async with HTTPAdapter(Endpoint.parse(handle.url)) as http:
+        changed = await http.request_json("PUT", CONTROL_ODDITIES_PATH, json={"streams": False})
+        assert changed.json["streams"] is False
+        assert twin.oddities.streams is False
+        for bad in ({"streems": True}, {"unknown_model": "GONE"}):
+            with pytest.raises(Rejected):
+                await http.request_json("PUT", CONTROL_ODDITIES_PATH, json=bad)
+        assert (await http.request_json("GET", CONTROL_ODDITIES_PATH)).json == changed.json
+        assert (await http.request_json("GET", wire.JOURNAL_SUMMARY_PATH)).json["instance"] == "twin-0"
