@@ -11,17 +11,15 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import trio
 
-from gateway.connectors.simulation.wire import ErrorKind, JournalEntry
+from gateway.connectors.simulation.wire import JournalEntry
 from protocols.http_responder import Responder, ServerRequest
 from protocols.http_server import ServerHandle, serve_http, serve_stream
 from simulator.behaviour import SimulatedService
 from simulator.cursor import EventCursor, StreamAct, StreamStep
 from simulator.faults import FaultPlan
-from simulator.model import Caller, Execution, Job, ServiceConfig, refusal
+from simulator.model import Caller, Execution, Job, ServiceConfig
+from simulator.services.control import steer_oddities
 from simulator.services.shell import SERVER_LIMITS, ServiceShell
-
-#: ``GET`` shows, ``PUT`` changes what a dialect's oddities are; the rest is as on the simulated service itself.
-CONTROL_ODDITIES_PATH = "/control/oddities"
 
 OdditiesT = TypeVar("OdditiesT", bound=msgspec.Struct)
 
@@ -84,24 +82,14 @@ class WebTwin(abc.ABC, Generic[OdditiesT]):
         """Answer one request of the service itself; faults apply."""
 
     async def _handle(self, request: ServerRequest, responder: Responder) -> None:
-        if request.path == CONTROL_ODDITIES_PATH and request.method in ("GET", "PUT"):
-            await self._steer(request, responder)
-            return
-        steered = self.shell.control(request)
+        steered = steer_oddities(self, request)
+        if steered is None:
+            steered = self.shell.control(request)
         if steered is not None:
             await self.shell.send(steered, responder)
             return
         await self.shell.not_paused()
         await self.answer(request, responder)
-
-    async def _steer(self, request: ServerRequest, responder: Responder) -> None:
-        if request.method == "PUT":
-            try:
-                self.set_oddities(msgspec.json.decode(request.body, type=dict[str, Any]))
-            except msgspec.DecodeError as error:
-                await self.shell.send(refusal(ErrorKind.VALIDATION, f"oddities: {error}"), responder)
-                return
-        await self.shell.send(msgspec.to_builtins(self.oddities), responder)
 
     def set_oddities(self, values: Mapping[str, Any]) -> None:
         """Change some oddities from now on.
