@@ -17,7 +17,8 @@ import trio
 
 from gateway.config import GatewayConfig
 from gateway.errors import StoreError, StoreUnavailable
-from gateway.models import JobId, JobSpec, Submission
+from gateway.models import JobId, JobSpec, ParentPolicy, Submission, SubmitStatus
+from gateway.schedules import MissedPolicy, Schedule, check_schedule
 from gateway.spool import MemorySpool
 from gateway.store.calls import StoreLimits
 from gateway.store.connection import RedisLink
@@ -29,7 +30,7 @@ from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
 from simulator.network import LinkFaults, Network, Node
 from simulator.oracle import Beliefs, History, OracleObserver
-from simulator.plan import FleetPlan, PlannedJob, ServiceProtocol
+from simulator.plan import FleetPlan, PlannedJob, PlannedSchedule, ServiceProtocol
 from simulator.redis_link import HOST, PORT, sim_redis_connect
 from simulator.redis_twin import RedisTwin
 from simulator.seeding import streams
@@ -164,6 +165,8 @@ class Cluster:
         self.machines = {f"gateway-{number}": Machine(f"gateway-{number}") for number in range(plan.gateways)}
         self.client_node = Node("submitter")
         self.acknowledged: dict[str, None] = {}
+        #: Planned jobs that the store said something about: some it refuses, some stand for an earlier job.
+        self.answered: dict[str, None] = {}
         self.killer = StepKiller(self)
         self.crashes: list[str] = []
 
@@ -280,6 +283,8 @@ class Cluster:
     async def submit_all(self) -> None:
         """The submitter: every planned job at its time, until acknowledged."""
         async with self.operations(self.client_node) as operations:
+            for schedule in self.plan.schedules:
+                await self._insist(functools.partial(self._put_schedule, operations, schedule))
             for job in sorted(self.plan.jobs, key=lambda job: (job.at_s, job.job_id)):
                 await trio.sleep_until(job.at_s)
                 await self.submit(operations, job)
@@ -287,8 +292,35 @@ class Cluster:
     async def submit(self, operations: QueueOperations, job: PlannedJob) -> None:
         """Submit one job until acknowledged."""
         verdicts = await self._insist(lambda: operations.submit_many([_submission(job)]))
-        self.acknowledged[verdicts[0].job_id] = None
+        if verdicts[0].status in (SubmitStatus.ACCEPTED, SubmitStatus.DUPLICATE):
+            self.acknowledged[verdicts[0].job_id] = None
+        self.answered[job.job_id] = None
         self.history.tell("submitter", f"submitted {job.job_id}: {verdicts[0].status.value}")
+
+    async def _put_schedule(self, operations: QueueOperations, planned: PlannedSchedule) -> None:
+        """Define a schedule, from its next instant by the clock of Redis on."""
+        schedule = Schedule(
+            name=planned.name,
+            cron=planned.cron,
+            spec=JobSpec(
+                service="simulation",
+                payload={"duration_s": planned.duration_s, "steps": 2, "result": planned.name},
+                timeout_s=60.0,
+            ),
+            missed=MissedPolicy(planned.missed),
+            unique=planned.unique,
+            expires_in_s=planned.expires_in_s,
+        )
+        now_ms = (await operations.schedules()).now_ms
+        await operations.put_schedule(
+            schedule, revision="planned", next_ms=check_schedule(schedule, now_ms), replace=False
+        )
+
+    async def pause_schedules(self) -> None:
+        """No further instants: what they fired must come to an end."""
+        async with self.operations(Node("operator at the end")) as operations:
+            names = [planned.name for planned in self.plan.schedules]
+            await self._insist(lambda: operations.pause_schedules(names))
 
 
 def _submission(job: PlannedJob) -> Submission:
@@ -306,9 +338,14 @@ def _submission(job: PlannedJob) -> Submission:
             priority=job.priority,
             max_attempts=job.max_attempts,
             timeout_s=job.timeout_s,
+            after=job.after,
+            on_parent_failure=ParentPolicy.RELEASE if job.release_on_failure else ParentPolicy.CANCEL,
         ),
         idempotency_key=job.idempotency_key,
         delay_s=job.delay_s,
+        expires_in_s=job.expires_in_s,
+        unique_key=job.unique_key,
+        unique_for_s=job.unique_for_s,
     )
 
 

@@ -15,15 +15,15 @@ import msgspec
 
 from gateway.breaker import HealthPolicy
 from gateway.events import Event
-from gateway.lifecycle import REMARKS, EventType
-from gateway.models import Grant, LeaseRef, ProgressKind, Settlement, SettlementKind, Verdict
+from gateway.lifecycle import REMARKS, EventType, is_terminal
+from gateway.models import Grant, JobState, LeaseRef, ProgressKind, Settlement, SettlementKind, Verdict
 
 #: Two readings of the clock in one script call may fall on both sides of a millisecond; twice that is tolerated.
 ROUNDING_MS = 2
 #: Progress that lets a job start counting its recoveries afresh (``progress.lua``).
 BEST_STEP = 0.01
 # Places in a job's record, counted from 0 (``_prelude.lua`` counts from 1).
-ATTEMPTS, RECOVERIES, SETTLED_KIND = 5, 6, 19
+STATE, ATTEMPTS, RECOVERIES, SETTLED_KIND = 0, 5, 6, 19
 
 
 class Promise(enum.StrEnum):
@@ -37,6 +37,7 @@ class Promise(enum.StrEnum):
     ANSWER_RECORDED = "answer_recorded"
     CLAIMS_REPLAYED = "claims_replayed"
     HEALTH_STEADY = "health_steady"
+    UNIQUE_RELEASED = "unique_released"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,7 @@ class Story:
         records: the store's record of every job.
         streams: every job's own stream, where it has one.
         testimony: what gateways were told and said.
+        unique: who has each unique key at the end, and whether only for a period after that job's end.
         in_order: no request arrives late or twice in this run; else a claim that its sender has long had answered
             may be carried out once more, for nobody, and its lease has to lapse.
     """
@@ -177,6 +179,7 @@ class Story:
     streams: Mapping[str, Sequence[StreamEntry]]
     testimony: Testimony
     in_order: bool
+    unique: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
 
 
 def broken_promises(story: Story) -> list[str]:
@@ -184,6 +187,7 @@ def broken_promises(story: Story) -> list[str]:
     found = [*story.testimony.violations, *story.testimony.unrecorded(story.events)]
     if story.in_order:
         found += story.testimony.unheard(story.events)
+    found += _unique_released(story)
     by_job: dict[str, list[Event]] = {}
     for event in story.events:
         if event.type not in REMARKS:
@@ -196,6 +200,15 @@ def broken_promises(story: Story) -> list[str]:
             found += _attempts_charged(job_id, events, record)
             found += _recoveries_counted(job_id, events, entries, record)
     return found
+
+
+def _unique_released(story: Story) -> list[str]:
+    """A unique key is free once its job has ended, unless it is held for a period."""
+    return [
+        f"{Promise.UNIQUE_RELEASED}: {job_id}: ended {record[STATE]} and still has the unique key {key!r}"
+        for key, (job_id, held) in story.unique.items()
+        if not held and (record := story.records.get(job_id)) and is_terminal(JobState(record[STATE]))
+    ]
 
 
 def _kind(event: Event) -> str:

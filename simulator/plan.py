@@ -82,6 +82,31 @@ class PlannedJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     chunks: int = 0
     idempotency_key: str = ""
     vram_gb: int = 0
+    expires_in_s: float = 0.0
+    unique_key: str = ""
+    unique_for_s: float = 0.0
+    after: tuple[str, ...] = ()
+    release_on_failure: bool = False
+
+
+class Condition(enum.StrEnum):
+    """What jobs of a workload may be born with, beyond the plain job."""
+
+    DEADLINE = "deadline"
+    UNIQUE = "unique"
+    PARENTS = "parents"
+    SCHEDULE = "schedule"
+
+
+class PlannedSchedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A recurring job of the workload."""
+
+    name: str
+    cron: str
+    duration_s: float
+    missed: str = "once"
+    unique: bool = False
+    expires_in_s: float = 0.0
 
 
 class LinkLevels(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -105,6 +130,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         redis_offset_s, redis_rate: Redis' clock against the fleet's.
         service_faults: knobs of every simulated service.
         protocols: what each service speaks, by its number; the ones not named speak HTTP.
+        schedules: recurring jobs, set up at the start and paused when the world heals.
     """
 
     seed: int
@@ -120,6 +146,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     redis_offset_s: float = 0.0
     redis_rate: float = 1.0
     protocols: tuple[ServiceProtocol, ...] = ()
+    schedules: tuple[PlannedSchedule, ...] = ()
 
     def protocol(self, service: int) -> ServiceProtocol:
         """What a service speaks."""
@@ -173,6 +200,7 @@ def generate_plan(
     services: int = 2,
     jobs: int = 20,
     only: frozenset[FaultKind] | None = None,
+    conditions: frozenset[Condition] | None = None,
 ) -> FleetPlan:
     """Draw a run from a seed.
 
@@ -180,6 +208,7 @@ def generate_plan(
         seed: everything follows from it.
         gateways, services, jobs: size of the fleet and of the workload.
         only: exactly these kinds of faults, instead of a random half of all.
+        conditions: exactly these kinds of conditions, instead of a random half of all.
     """
     random = Random(f"plan/{seed}")
     kinds = {kind for kind in FaultKind if random.random() < 0.5}
@@ -190,6 +219,11 @@ def generate_plan(
     lease_s = random.choice([6.0, 15.0, 15.0, 30.0])
     safety_s = random.uniform(3.0, 8.0) * lease_s
     workload = tuple(_jobs(random, jobs, safety_s, lease_s, kinds))
+    # A source of its own: the rest of a plan is the same with and without conditions.
+    drawn = Random(f"conditions/{seed}")
+    if conditions is None:
+        conditions = frozenset(one for one in Condition if drawn.random() < 0.5)
+    workload = conditioned(drawn, workload, conditions, lease_s)
     return FleetPlan(
         seed=seed,
         gateways=gateways,
@@ -210,6 +244,7 @@ def generate_plan(
         # Half the margin: a margin of a tenth of the lease carries drifts up to 5 %.
         redis_rate=round(random.uniform(0.96, 1.04), 4) if FaultKind.CLOCK_DRIFT in kinds else 1.0,
         protocols=_protocols(seed, services),
+        schedules=_schedules(drawn, conditions, lease_s),
     )
 
 
@@ -254,6 +289,46 @@ def _jobs(
             )
         )
     return jobs
+
+
+def conditioned(
+    random: Random, jobs: tuple[PlannedJob, ...], conditions: frozenset[Condition], lease_s: float
+) -> tuple[PlannedJob, ...]:
+    """Give some of the jobs conditions; parents are submitted before their children."""
+    found: list[PlannedJob] = []
+    for job in sorted(jobs, key=lambda job: (job.at_s, job.job_id)):
+        changes: dict[str, Any] = {}
+        if Condition.DEADLINE in conditions and random.random() < 0.3:
+            changes["expires_in_s"] = round(job.delay_s + random.choice([0.1, 0.5, 1.5, 4.0]) * lease_s, 3)
+        if Condition.UNIQUE in conditions and random.random() < 0.4:
+            changes["unique_key"] = random.choice(["red", "blue"])
+            changes["unique_for_s"] = random.choice([0.0, 0.0, round(0.5 * lease_s, 3)])
+        if Condition.PARENTS in conditions and found and random.random() < 0.5:
+            elders = [elder.job_id for elder in found[-4:]]
+            changes["after"] = tuple(random.sample(elders, random.randint(1, min(3, len(elders)))))
+            changes["release_on_failure"] = random.random() < 0.3
+        found.append(msgspec.structs.replace(job, **changes))
+    return tuple(sorted(found, key=lambda job: job.job_id))
+
+
+def _schedules(
+    random: Random, conditions: frozenset[Condition], lease_s: float
+) -> tuple[PlannedSchedule, ...]:
+    """A quick one that may overlap, and a slow one that may not."""
+    if Condition.SCHEDULE not in conditions:
+        return ()
+    return (
+        PlannedSchedule(
+            name="quick", cron="*/5 * * * * *", duration_s=0.2, missed=random.choice(["once", "skip"])
+        ),
+        PlannedSchedule(
+            name="slow",
+            cron="*/12 * * * * *",
+            duration_s=round(random.uniform(0.1, 1.0) * lease_s, 3),
+            unique=True,
+            expires_in_s=round(random.choice([0.0, 2.0 * lease_s]), 3),
+        ),
+    )
 
 
 def _incidents(

@@ -141,12 +141,14 @@ async def _heal(cluster: Cluster) -> list[str]:
         machine.node.resume()
         if not machine.node.alive:
             cluster.boot(machine)
+    if cluster.plan.schedules:
+        await cluster.pause_schedules()
     lease_s = cluster.plan.lease_s
     last, last_change_s = -1, trio.current_time()
     end_s = trio.current_time() + LIVENESS_LEASES_MAX * lease_s
     while trio.current_time() < end_s:
         open_jobs = _open_jobs(cluster)
-        submitted = len(cluster.acknowledged) >= len(cluster.plan.jobs)
+        submitted = len(cluster.answered) >= len(cluster.plan.jobs)
         if not open_jobs and submitted:
             return []
         moved = int(cluster.redis.execute("XLEN", QueueKeys(QUEUE).events))
@@ -162,10 +164,11 @@ async def _heal(cluster: Cluster) -> list[str]:
 
 
 def _open_jobs(cluster: Cluster) -> list[tuple[str, str]]:
-    """Acknowledged jobs that have not ended, with their state."""
-    if not cluster.acknowledged:
+    """Acknowledged jobs, and those that schedules fired, that have not ended, with their state."""
+    fired = [name.decode() for name in cluster.redis.execute("HKEYS", QueueKeys(QUEUE).jobs)]
+    ids = [*cluster.acknowledged, *(job_id for job_id in fired if job_id.startswith("schedule:"))]
+    if not ids:
         return []
-    ids = list(cluster.acknowledged)
     raws = cluster.redis.execute("HMGET", QueueKeys(QUEUE).jobs, *ids)
     states = [
         (job_id, msgspec.json.decode(raw)[0] if raw else "lost")
@@ -243,7 +246,15 @@ def _story(cluster: Cluster, events: list[Event]) -> Story:
         streams={job_id: _stream(cluster, keys.stream(job_id)) for job_id in ids},
         testimony=cluster.beliefs.testimony,
         in_order=not (links.slow or links.duplicate),
+        unique=_unique(cluster, keys),
     )
+
+
+def _unique(cluster: Cluster, keys: QueueKeys) -> dict[str, tuple[str, bool]]:
+    """Who has each unique key, and whether only for a period after that job's end."""
+    flat = [value.decode() for value in cluster.redis.execute("HGETALL", keys.unique)]
+    held = {value.decode() for value in cluster.redis.execute("ZRANGE", keys.holds, 0, -1)}
+    return {key: (holder, key in held) for key, holder in zip(flat[::2], flat[1::2], strict=True)}
 
 
 def _stream(cluster: Cluster, key: str) -> tuple[StreamEntry, ...]:

@@ -19,6 +19,7 @@ from simulator.plan import (
     Incident,
     LinkLevels,
     PlannedJob,
+    PlannedSchedule,
     generate_plan,
 )
 
@@ -52,6 +53,30 @@ def _rate(highest: float) -> st.SearchStrategy[float]:
     return st.integers(0, 1000).map(lambda share: round(highest * share / 1000, 5))
 
 
+def _parents(number: int) -> st.SearchStrategy[tuple[str, ...]]:
+    """None, mostly; else jobs of lower number, which may or may not have been submitted before."""
+    if number == 0:
+        return st.just(())
+    elders = st.lists(
+        st.integers(0, number - 1).map(lambda elder: f"job-{elder:03d}"), max_size=2, unique=True
+    )
+    return st.just(()) | elders.map(tuple)
+
+
+def schedules(longest_s: float) -> st.SearchStrategy[tuple[PlannedSchedule, ...]]:
+    """At most one recurring job; ``longest_s`` bounds its work, seconds."""
+    one = st.builds(
+        PlannedSchedule,
+        name=st.just("often"),
+        cron=st.sampled_from(["*/20 * * * * *", "*/5 * * * * *"]),
+        duration_s=_seconds(0.01, longest_s),
+        missed=st.sampled_from(["once", "skip"]),
+        unique=st.booleans(),
+        expires_in_s=st.sampled_from([0.0, 10.0]),
+    )
+    return st.just(()) | one.map(lambda schedule: (schedule,))
+
+
 @st.composite
 def workloads(
     draw: st.DrawFn, *, jobs_max: int = 12, within_s: float = 30.0, longest_s: float = 20.0
@@ -81,6 +106,11 @@ def workloads(
             chunks=draw(st.sampled_from([0, 3])),
             idempotency_key=draw(st.sampled_from(["", f"key-{number:03d}"])),
             vram_gb=draw(st.sampled_from([0, 0, 24])),
+            expires_in_s=draw(st.sampled_from([0.0, 0.0, 5.0, 30.0])),
+            unique_key=draw(st.sampled_from(["", "", "red"])),
+            unique_for_s=draw(st.sampled_from([0.0, 5.0])),
+            after=draw(_parents(number)),
+            release_on_failure=draw(st.booleans()),
         )
         for number in range(count)
     )
@@ -204,6 +234,7 @@ def fault_plans(
         redis_offset_s=draw(st.sampled_from([0.0, -3600.0, 3600.0])),
         # Half the margin: a margin of a tenth of the lease carries drifts up to 5 %.
         redis_rate=draw(st.sampled_from([1.0, 0.96, 1.04])),
+        schedules=draw(schedules(lease_s)),
     )
 
 

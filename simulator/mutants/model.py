@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.store import calls, scripts
 from gateway.store.calls import Script
-from simulator.plan import FaultKind, FleetPlan, LinkLevels, generate_plan
+from simulator.plan import Condition, FaultKind, FleetPlan, LinkLevels, generate_plan
 
 #: Stands for every script: what is edited is then the prelude that all of them share.
 EVERY_SCRIPT = "*"
@@ -73,6 +73,7 @@ class Favour:
         gateways, jobs: size of the fleet and of its workload.
         job_leases: least duration of every job, in leases.
         redis_rate: how fast Redis' clock runs, where it is not drawn.
+        conditions: what jobs are born with beyond the plain job; a plain hunt has only plain jobs.
         why: why a plain swarm would need more seeds.
     """
 
@@ -82,11 +83,14 @@ class Favour:
     jobs: int = 20
     job_leases: float = 0.0
     redis_rate: float | None = None
+    conditions: frozenset[Condition] = frozenset()
     why: str = ""
 
     def plan(self, seed: int) -> FleetPlan:
         """The plan of a seed."""
-        plan = generate_plan(seed, gateways=self.gateways, jobs=self.jobs, only=self.only)
+        plan = generate_plan(
+            seed, gateways=self.gateways, jobs=self.jobs, only=self.only, conditions=self.conditions
+        )
         least_s = self.job_leases * plan.lease_s
         jobs = tuple(
             msgspec.structs.replace(job, duration_s=max(job.duration_s, least_s)) for job in plan.jobs

@@ -36,14 +36,15 @@ def test_regression_plan_holds(plan: FleetPlan) -> None:
 @pytest.mark.parametrize("seed", SEEDS[:3])
 def test_regression_seed_holds_over_each_protocol(seed: int, protocol: ServiceProtocol) -> None:
     """Whatever its services speak, a seed that once broke something keeps every promise."""
-    plan = Size().plan(seed)
+    plan = generate_plan(seed, conditions=frozenset())
     outcome = simulate(msgspec.structs.replace(plan, protocols=(protocol,) * plan.services)).outcome
     assert (outcome.kind, outcome.findings) == ("ok", ())
 
 
 def test_protocols_leave_all_else_that_a_seed_means_as_it_was() -> None:
-    """Plans of before there were protocols are drawn unchanged, and read as fleets that speak HTTP."""
-    plans = [msgspec.structs.replace(generate_plan(seed), protocols=()) for seed in (7, 14, 21)]
+    """Plans of before there were protocols and conditions are drawn unchanged, and read as fleets that speak HTTP."""
+    drawn_plans = [generate_plan(seed, conditions=frozenset()) for seed in (7, 14, 21)]
+    plans = [msgspec.structs.replace(plan, protocols=()) for plan in drawn_plans]
     digests = [hashlib.sha256(plan.encoded()).hexdigest()[:16] for plan in plans]
     assert digests == ["5d3aeb9547c7eda9", "db17904740aa6a71", "01b380900d479565"]
     read = msgspec.json.decode(plans[0].encoded(), type=FleetPlan)

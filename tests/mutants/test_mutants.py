@@ -48,6 +48,14 @@ KILLED_BY: dict[str, int] = {
     "sweep-without-recovery-count": 5,
     "cancel-frees-slot-early": 7,
     "submit-not-idempotent": 7,
+    "expiry-unchecked-in-claim": 19,
+    "expired-jobs-linger": 4,
+    "unique-key-ignored": 0,
+    "unique-key-not-released": 0,
+    "dependency-released-on-failure": 0,
+    "first-parent-releases": 0,
+    "children-forgotten": 0,
+    "schedule-fires-twice": 13,
 }
 MUTANTS_MIN = 18
 
