@@ -15,7 +15,13 @@ from tests.telemetry.facts import HandClock, make_grant
 
 #: What dashboards and alerts are written against.
 PUBLISHED = {
-    *("attempt_faults_total", "breaker_state", "claim_latency_seconds", "claim_round_trip_seconds"),
+    *(
+        "attempt_faults_total",
+        "consumed_total",
+        "breaker_state",
+        "claim_latency_seconds",
+        "claim_round_trip_seconds",
+    ),
     *("claims_total", "event_loop_lag_seconds", "job_duration_seconds", "jobs_running", "jobs_total"),
     *("deadlines_missed_total", "schedule_firings_total"),
     *("lease_expiries_total", "poison_pills_total", "queue_depth", "queue_oldest_age_seconds"),
@@ -70,6 +76,7 @@ def test_the_page_has_exactly_the_published_names(telemetry: Telemetry, clock: H
     settle(telemetry, clock, Settlement.completed(grant, body="1"), Verdict.DUPLICATE)
     with telemetry.attempt(grant, worker_id="w", connector_key="c", endpoint="e") as attempt:
         attempt.faulted(FaultClass.TIMEOUT, "late")
+        attempt.consumed({"input_tokens": 3})
     telemetry.health("w", "simulation", "http://a", healthy=True, detail="")
     telemetry.breaker("w", "simulation", "http://a", BreakerState.OPEN)
     telemetry.queue(stats({"simulation": 4}))
