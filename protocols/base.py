@@ -168,12 +168,14 @@ class HealthReport:
         detail: for people, one line.
         latency_s: seconds the probe took.
         fault: kind of trouble, None when healthy.
+        body: what a healthy peer answered, where its protocol has an answer.
     """
 
     healthy: bool
     detail: str
     latency_s: float
     fault: FaultKind | None = None
+    body: bytes = b""
 
 
 class ProtocolAdapter(abc.ABC):

@@ -319,7 +319,12 @@ class HTTPAdapter(ProtocolAdapter):
             return HealthReport(
                 healthy=False, detail=str(exc), latency_s=trio.current_time() - began, fault=exc.fault
             )
-        return HealthReport(healthy=True, detail=f"{reply.status}", latency_s=trio.current_time() - began)
+        return HealthReport(
+            healthy=True,
+            detail=f"{reply.status}",
+            latency_s=trio.current_time() - began,
+            body=reply.body,
+        )
 
     async def aclose(self) -> None:
         """Close all connections; requests still running fail. Idempotent."""

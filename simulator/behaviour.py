@@ -134,7 +134,8 @@ class SimulatedService:
         self._note_route(now_s, caller, "")
         failing = self._dice.roll("health_failure_rate", self.elapsed_s(now_s))
         status = "failing" if failing else "ok"
-        return Reply(503 if failing else 200, HealthReply(status=status, instance=self.config.instance))
+        reply = HealthReply(status=status, instance=self.config.instance, models=self.config.models)
+        return Reply(503 if failing else 200, reply)
 
     def greet(self, now_s: float, caller: Caller) -> Reply | None:
         """Answer a handshake, or a request that only a dialect has: a refusal, or None to go on."""

@@ -138,6 +138,9 @@ def serve(
     journal: Annotated[
         Path | None, typer.Option(help="Append the journal of all instances, as NDJSON.")
     ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that each instance says it has; may be repeated.")
+    ] = None,
     register: Annotated[
         str, typer.Option(help="Redis URL: gateways of --queue find the instances in their registry there.")
     ] = "",
@@ -163,6 +166,7 @@ def serve(
             slots=slots,
             duration_s=duration_s,
             registry=Registry(register, queue) if register else None,
+            models=tuple(model or ()),
         )
         with JournalFile(journal) as sink:
             serve_fleet(fleet, sink, _say_ready_json if as_json else _say_ready)

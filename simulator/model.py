@@ -47,6 +47,7 @@ class ServiceConfig:
         queue_max: jobs waiting at most.
         jobs_kept_max: ended jobs that stay known.
         journal_entries_max: journal entries that stay readable.
+        models: what it says it has, when asked for its capabilities.
 
     Raises:
         ValueError: a number out of range.
@@ -58,6 +59,7 @@ class ServiceConfig:
     queue_max: int = QUEUE_MAX_DEFAULT
     jobs_kept_max: int = JOBS_KEPT_MAX_DEFAULT
     journal_entries_max: int = JOURNAL_ENTRIES_MAX_DEFAULT
+    models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.slots, self.queue_max, self.jobs_kept_max, self.journal_entries_max) < 1:

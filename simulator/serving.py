@@ -42,6 +42,7 @@ class Fleet:
         name: the instances are called ``NAME-0`` and so on; empty: after their dialects.
         duration_s: how long a job takes that does not say, seconds.
         registry: where the instances are registered; None for nowhere.
+        models: what each instance says it has.
     """
 
     dialects: tuple[Dialect, ...]
@@ -54,6 +55,7 @@ class Fleet:
     slots: int
     duration_s: float
     registry: Registry | None = None
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +207,9 @@ async def _start(
     """Start one instance; returns when it listens."""
     instance, dialect = place.instance, place.dialect
     try:
-        config = ServiceConfig(instance=instance, slots=fleet.slots, duration_s=fleet.duration_s)
+        config = ServiceConfig(
+            instance=instance, slots=fleet.slots, duration_s=fleet.duration_s, models=fleet.models
+        )
         make = dialect.load_twin()
     except ValueError as error:
         raise StartError(str(error)) from error

@@ -138,3 +138,39 @@ async def test_a_pool_uses_every_endpoint_and_spares_the_bad_one(redis_url: str)
         states = {endpoint.place.instance: endpoint.ejected for endpoint in live.worker().endpoints}
         assert states == {"good-0": False, "good-1": False, "bad": True}
         await stage.watch.audited()
+
+
+async def test_probed_capabilities_gate_what_is_claimed(redis_url: str) -> None:
+    """A job that needs a model waits until an instance says that it has it, and goes to that one of the pool."""
+    async with open_stage(redis_url, "probed") as stage:
+        plain, able = await stage.service("plain"), await stage.service("able")
+        worker = {
+            "connector": "simulation-http", "slots": 2, "probe_capabilities": True, "endpoints": [plain.url, able.url]
+        }  # fmt: skip
+        live = await stage.gateway({}, {"workers": {"w": worker}, "health": {"capabilities_s": 0.2}})
+        waiting = await stage.watch.submit("needs-it", requires={"models": {"has": "sdxl"}})
+        other = await stage.watch.submit("needs-nothing")
+        await stage.watch.wait_terminal([other], 10)
+        assert executed(plain) | executed(able) == {other}
+        await able.down()
+        able.models = ("sdxl", "flux")
+        await able.up()
+        await stage.watch.wait_terminal([waiting], 10)
+        assert (waiting in executed(able), waiting in executed(plain)) == (True, False)
+        told = {one.url: one.capabilities.get("models") for one in live.worker().endpoints}
+        assert told == {plain.url: [], able.url: ["sdxl", "flux"]}
+
+
+async def test_another_instance_at_the_address_gets_no_jobs(redis_url: str) -> None:
+    """A port that changed hands before anybody was told: the probe notices who answers."""
+    async with open_stage(redis_url, "identity") as stage:
+        service = await stage.service("b")
+        worker = {"connector": "simulation-http", "endpoint": service.url, "instance": "a"}
+        live = await stage.gateway({}, {"workers": {"w": worker}})
+        job = await stage.watch.submit("job")
+        await until(lambda: "another instance answers: b" in live.worker().refusal(), 5, "noticed")
+        await until(lambda: len(live.notes.probes) > 8, 10, "some probes later")
+        assert (executed(service), misrouted(service)) == (set(), 0)
+        view = (await stage.watch.store.inspect([job]))[0]
+        assert view is not None
+        assert view.state == "pending"

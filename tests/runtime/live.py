@@ -113,6 +113,8 @@ class LiveService(Service):
         self._nursery = nursery
         self._plan = plan
         self._slots = slots
+        #: What it says it has from its next start on.
+        self.models: tuple[str, ...] = ()
         self._handle_port = 0
         self._scope = trio.CancelScope()
 
@@ -120,7 +122,7 @@ class LiveService(Service):
         """Listen; with the memory of a fresh process."""
         self._scope = trio.CancelScope()
         self.shell = SimulationHTTPService(
-            ServiceConfig(instance=self.name, slots=self._slots),
+            ServiceConfig(instance=self.name, slots=self._slots, models=self.models),
             self._plan,
             random_for=streams(0, self.name),
         )

@@ -5,7 +5,9 @@ How a job is handed over and followed is in ``following``, for all protocols ali
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -73,7 +75,25 @@ class SimulationHTTPConnector(Connector):
         )
 
     async def health(self) -> HealthReport:
-        return await self._http.health(wire.HEALTH_PATH)
+        """Healthy is a good answer of the right instance: at a port that changed hands another one may be well."""
+        report = await self._http.health(wire.HEALTH_PATH)
+        wanted = self.setup.instance
+        if not (report.healthy and wanted):
+            return report
+        try:
+            found = decoded(report.body, wire.HealthReply).instance
+        except ProtocolError as error:
+            return dataclasses.replace(report, healthy=False, detail=str(error), fault=error.fault)
+        if found == wanted:
+            return report
+        return dataclasses.replace(report, healthy=False, detail=f"another instance answers: {found}")
+
+    async def probe_capabilities(self) -> Mapping[str, Any]:
+        try:
+            reply = await self._http.request("GET", wire.HEALTH_PATH)
+            return {"models": list(decoded(reply.body, wire.HealthReply).models)}
+        except ProtocolError as error:
+            raise job_fault(error) from error
 
     async def aclose(self) -> None:
         await self._http.aclose()

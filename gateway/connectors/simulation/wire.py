@@ -227,11 +227,12 @@ class CancelReply(msgspec.Struct, frozen=True, kw_only=True):
     state: RunState
 
 
-class HealthReply(msgspec.Struct, frozen=True, kw_only=True):
-    """``status`` is ``ok`` (200) or ``failing`` (503)."""
+class HealthReply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """``status`` is ``ok`` (200) or ``failing`` (503); ``models`` are those that the instance has."""
 
     status: str
     instance: str
+    models: tuple[str, ...] = ()
 
 
 class ErrorReply(msgspec.Struct, frozen=True, kw_only=True):
