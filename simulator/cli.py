@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 EXIT_USAGE = 2
 INSTANCES_MAX = 1_000
 
+ModelOption = Annotated[
+    list[str] | None, typer.Option(help="A model that each instance says it has; may be repeated.")
+]
+RegisterOption = Annotated[
+    str, typer.Option(help="Redis URL: gateways of --queue find the instances in their registry there.")
+]
+QueueOption = Annotated[str, typer.Option(help="Whose registry, with --register.")]
 PortOption = Annotated[
     int | None,
     typer.Option(
@@ -138,13 +145,9 @@ def serve(
     journal: Annotated[
         Path | None, typer.Option(help="Append the journal of all instances, as NDJSON.")
     ] = None,
-    model: Annotated[
-        list[str] | None, typer.Option(help="A model that each instance says it has; may be repeated.")
-    ] = None,
-    register: Annotated[
-        str, typer.Option(help="Redis URL: gateways of --queue find the instances in their registry there.")
-    ] = "",
-    queue: Annotated[str, typer.Option(help="Whose registry, with --register.")] = "default",
+    model: ModelOption = None,
+    register: RegisterOption = "",
+    queue: QueueOption = "default",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line when ready, for scripts.")] = False,
 ) -> None:
     """Serve simulated services on real sockets until SIGTERM or SIGINT."""
