@@ -36,6 +36,7 @@ from simulator.redis_twin import RedisTwin
 from simulator.seeding import streams
 from simulator.services.http import SimulationHTTPService
 from simulator.services.websocket import SimulationWebSocketService
+from simulator.shares import PlannedShares, limits_section
 
 SERVICE_PORT = 8299
 SimulationService = SimulationHTTPService | SimulationWebSocketService
@@ -69,7 +70,12 @@ def fleet_config(plan: FleetPlan, machine: str) -> GatewayConfig:
                 "renew_s": plan.lease_s / 3,
                 "sweep_s": 3.0 * scale,
             },
-            "limits": {"events_max": EVENTS_MAX, "worker_ttl_s": 60.0 * scale, "yields_max": 12},
+            "limits": {
+                "events_max": EVENTS_MAX,
+                "worker_ttl_s": 60.0 * scale,
+                "yields_max": 12,
+                **limits_section(plan.shares),
+            },
             "health": {"probe_s": 15.0 * scale, "probe_timeout_s": 2.0 * scale},
             "intake": {"poll_s": 15.0 * scale, "lag_check_s": 300.0},
             "retry": {"delay_max_s": 10.0},
@@ -291,7 +297,7 @@ class Cluster:
 
     async def submit(self, operations: QueueOperations, job: PlannedJob) -> None:
         """Submit one job until acknowledged."""
-        verdicts = await self._insist(lambda: operations.submit_many([_submission(job)]))
+        verdicts = await self._insist(lambda: operations.submit_many([_submission(job, self.plan.shares)]))
         if verdicts[0].status in (SubmitStatus.ACCEPTED, SubmitStatus.DUPLICATE):
             self.acknowledged[verdicts[0].job_id] = None
         self.answered[job.job_id] = None
@@ -323,7 +329,7 @@ class Cluster:
             await self._insist(lambda: operations.pause_schedules(names))
 
 
-def _submission(job: PlannedJob) -> Submission:
+def _submission(job: PlannedJob, shares: PlannedShares) -> Submission:
     payload: dict[str, Any] = {
         "duration_s": job.duration_s, "steps": 4, "result": job.job_id, "chunks": job.chunks
     }  # fmt: skip
@@ -336,6 +342,7 @@ def _submission(job: PlannedJob) -> Submission:
             payload=payload,
             requires={"vram_gb": {">=": job.vram_gb}} if job.vram_gb else {},
             priority=job.priority,
+            tenant=shares.tenants.get(job.job_id, ""),
             max_attempts=job.max_attempts,
             timeout_s=job.timeout_s,
             after=job.after,

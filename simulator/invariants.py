@@ -17,6 +17,7 @@ from gateway.breaker import HealthPolicy
 from gateway.events import Event
 from gateway.lifecycle import REMARKS, EventType, is_terminal
 from gateway.models import Grant, JobState, LeaseRef, ProgressKind, Settlement, SettlementKind, Verdict
+from simulator.shares import Asked, PlannedShares, limits_kept, running_counted, turns_taken
 
 #: Two readings of the clock in one script call may fall on both sides of a millisecond; twice that is tolerated.
 ROUNDING_MS = 2
@@ -38,6 +39,9 @@ class Promise(enum.StrEnum):
     CLAIMS_REPLAYED = "claims_replayed"
     HEALTH_STEADY = "health_steady"
     UNIQUE_RELEASED = "unique_released"
+    LIMITS_KEPT = "limits_kept"
+    RUNNING_COUNTED = "running_counted"
+    TURNS_TAKEN = "turns_taken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +176,8 @@ class Story:
         unique: who has each unique key at the end, and whether only for a period after that job's end.
         in_order: no request arrives late or twice in this run; else a claim that its sender has long had answered
             may be carried out once more, for nobody, and its lease has to lapse.
+        shares, asked: what the plan says of tenants and limits, and of each job's place.
+        usage: the store's counts of running jobs.
     """
 
     events: Sequence[Event]
@@ -180,6 +186,9 @@ class Story:
     testimony: Testimony
     in_order: bool
     unique: Mapping[str, tuple[str, bool]] = field(default_factory=dict)
+    shares: PlannedShares = field(default_factory=PlannedShares)
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+    usage: Mapping[str, int] = field(default_factory=dict)
 
 
 def broken_promises(story: Story) -> list[str]:
@@ -188,6 +197,11 @@ def broken_promises(story: Story) -> list[str]:
     if story.in_order:
         found += story.testimony.unheard(story.events)
     found += _unique_released(story)
+    found += [f"{Promise.LIMITS_KEPT}: {text}" for text in limits_kept(story.events, story.shares)]
+    found += [f"{Promise.RUNNING_COUNTED}: {text}" for text in running_counted(story.records, story.usage)]
+    found += [
+        f"{Promise.TURNS_TAKEN}: {text}" for text in turns_taken(story.events, story.asked, story.shares)
+    ]
     by_job: dict[str, list[Event]] = {}
     for event in story.events:
         if event.type not in REMARKS:

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from simulator.shares import PlannedShares, draw_shares
+
 
 class FaultKind(enum.StrEnum):
     """Kinds of faults that a plan may hold."""
@@ -131,6 +133,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         service_faults: knobs of every simulated service.
         protocols: what each service speaks, by its number; the ones not named speak HTTP.
         schedules: recurring jobs, set up at the start and paused when the world heals.
+        shares: tenants, limits and aging.
     """
 
     seed: int
@@ -147,6 +150,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     redis_rate: float = 1.0
     protocols: tuple[ServiceProtocol, ...] = ()
     schedules: tuple[PlannedSchedule, ...] = ()
+    shares: PlannedShares = PlannedShares()
 
     def protocol(self, service: int) -> ServiceProtocol:
         """What a service speaks."""
@@ -245,6 +249,8 @@ def generate_plan(
         redis_rate=round(random.uniform(0.96, 1.04), 4) if FaultKind.CLOCK_DRIFT in kinds else 1.0,
         protocols=_protocols(seed, services),
         schedules=_schedules(drawn, conditions, lease_s),
+        # Every tenth seed has tenants: the others mean what they meant before there were any.
+        shares=draw_shares(seed, [job.job_id for job in workload]) if seed % 10 == 8 else PlannedShares(),
     )
 
 

@@ -23,6 +23,7 @@ from simulator.invariants import Story, StreamEntry, broken_promises
 from simulator.oracle import HistoryLine
 from simulator.plan import FaultKind, FleetPlan
 from simulator.scheduling import deterministic_scheduler as deterministic_scheduler
+from simulator.shares import Asked
 
 #: Liveness: so many leases without any transition after healing mean that nothing moves any more.
 QUIET_LEASES_MAX = 12.0
@@ -240,6 +241,7 @@ def _story(cluster: Cluster, events: list[Event]) -> Story:
     keys, links = QueueKeys(QUEUE), cluster.plan.links
     flat = cluster.redis.execute("HGETALL", keys.jobs)
     ids = [job_id.decode() for job_id in flat[::2]]
+    counts = cluster.redis.execute("HGETALL", keys.usage)
     return Story(
         events=events,
         records=dict(zip(ids, map(_decode_record, flat[1::2]), strict=True)),
@@ -247,6 +249,9 @@ def _story(cluster: Cluster, events: list[Event]) -> Story:
         testimony=cluster.beliefs.testimony,
         in_order=not (links.slow or links.duplicate),
         unique=_unique(cluster, keys),
+        shares=cluster.plan.shares,
+        asked={job.job_id: Asked(job.priority, job.vram_gb) for job in cluster.plan.jobs},
+        usage=dict(zip((name.decode() for name in counts[::2]), map(int, counts[1::2]), strict=True)),
     )
 
 

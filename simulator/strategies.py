@@ -22,6 +22,7 @@ from simulator.plan import (
     PlannedSchedule,
     generate_plan,
 )
+from simulator.shares import PlannedShares, draw_shares
 
 #: Kinds that happen at a moment of a run and are drawn as incidents.
 MOMENTARY = (
@@ -209,6 +210,7 @@ def fault_plans(
     safety_s = draw(_seconds(2 * lease_s, 5 * lease_s))
     size = draw(st.integers(1, gateways)), draw(st.integers(1, services))
     jobs = draw(workloads(jobs_max=jobs_max, within_s=0.7 * safety_s, longest_s=1.5 * lease_s))
+    tenants = st.integers(0, 2**32 - 1).map(lambda seed: draw_shares(seed, [job.job_id for job in jobs]))
     kinds = [*MOMENTARY] if durable else [*MOMENTARY, *sorted(UNDURABLE)]
     return FleetPlan(
         seed=draw(st.integers(0, 2**32 - 1)),
@@ -235,6 +237,7 @@ def fault_plans(
         # Half the margin: a margin of a tenth of the lease carries drifts up to 5 %.
         redis_rate=draw(st.sampled_from([1.0, 0.96, 1.04])),
         schedules=draw(schedules(lease_s)),
+        shares=draw(st.just(PlannedShares()) | tenants),
     )
 
 

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from gateway.limits import Limit
 from simulator.mutants.model import Edit, Favour, Judge, Mutant, edits
 from simulator.plan import FaultKind, LinkLevels
 
+_CROWDED = "tenants and levels only meet where jobs wait"
+_LIMITED = Favour(
+    only=frozenset(),
+    limits={"service simulation": Limit(running_max=2), "tenant *": Limit(running_max=1)},
+    crowd=(50,),
+    why="a plain swarm seldom has as many jobs at once as a limit that lets it end",
+)
 _LOSSY = LinkLevels(lost_request=0.01, lost_reply=0.03, reset=0.01)
 
 SCRIPT_MUTANTS: tuple[Mutant, ...] = (
@@ -143,6 +151,69 @@ SCRIPT_MUTANTS: tuple[Mutant, ...] = (
         put_in=edits(
             Edit("submit", "known[i] or records[id]", "records[id]"),
             Edit("submit", "if earlier then", "if false then"),
+        ),
+    ),
+    Mutant(
+        name="limit-not-checked",
+        breaks="A claim does not look at how many jobs of a service or tenant run already.",
+        promise="No limit is ever exceeded, whoever claims.",
+        judges=frozenset({Judge.PROMISES}),
+        put_in=edits(
+            Edit(
+                "claim",
+                "budget.running = tonumber(running) - tonumber(active[i] or 0)",
+                "budget.running = UNBOUNDED",
+            )
+        ),
+        favour=_LIMITED,
+    ),
+    Mutant(
+        name="limit-not-released",
+        breaks="A settled job goes on counting towards the limits of its service and tenant.",
+        promise="What the store counts is what runs; else a limit is used up for ever.",
+        judges=frozenset({Judge.PROMISES, Judge.LIVENESS}),
+        put_in=edits(Edit("settle", "      count_running(record, -1)\n", "")),
+        favour=_LIMITED,
+    ),
+    Mutant(
+        name="lapsed-lease-counts-on",
+        breaks="A job whose lease lapsed goes on counting towards the limits of its service and tenant.",
+        promise="What the store counts is what runs, also after a crash.",
+        judges=frozenset({Judge.PROMISES, Judge.LIVENESS}),
+        put_in=edits(Edit("sweep", "    count_running(record, -1)\n", "")),
+        favour=Favour(only=frozenset({FaultKind.KILL}), why="leases lapse where their owners are killed"),
+    ),
+    Mutant(
+        name="rate-not-metered",
+        breaks="A start does not move the meter of its rate.",
+        promise="Never more starts than a burst and the rate allow.",
+        judges=frozenset({Judge.PROMISES}),
+        put_in=edits(
+            Edit("claim", "int(budget.meter + budget.started * budget.interval)", "int(budget.meter)")
+        ),
+        favour=Favour(
+            only=frozenset(),
+            limits={"service simulation": Limit(rate=1, rate_s=2.0)},
+            crowd=(50,),
+            why="few jobs come faster than a rate that lets a run end",
+        ),
+    ),
+    Mutant(
+        name="no-turns",
+        breaks="Among tenants the job that came first goes first.",
+        promise="Tenants take turns: nobody has two while another waits for its first.",
+        judges=frozenset({Judge.PROMISES}),
+        put_in=edits(Edit("claim", "turn_of(group.best) or 0", "0 or 0")),
+        favour=Favour(only=frozenset(), gateways=1, crowd=(50,), job_leases=0.3, why=_CROWDED),
+    ),
+    Mutant(
+        name="priority-does-not-age",
+        breaks="Waiting never makes up for priority.",
+        promise="A job waits only behind those that come within its levels' worth of waiting.",
+        judges=frozenset({Judge.PROMISES}),
+        put_in=edits(Edit("submit", "tick + i + rank * aging", "tick + i + rank * 2 ^ 38")),
+        favour=Favour(
+            only=frozenset(), gateways=1, crowd=(10, 10, 90), aging_s=0.001, job_leases=0.3, why=_CROWDED
         ),
     ),
 )

@@ -15,9 +15,11 @@ from typing import Any
 
 import msgspec
 
+from gateway.limits import Limit
 from gateway.store import calls, scripts
 from gateway.store.calls import Script
-from simulator.plan import Condition, FaultKind, FleetPlan, LinkLevels, generate_plan
+from simulator.plan import Condition, FaultKind, FleetPlan, LinkLevels, PlannedJob, generate_plan
+from simulator.shares import PlannedShares
 
 #: Stands for every script: what is edited is then the prelude that all of them share.
 EVERY_SCRIPT = "*"
@@ -74,6 +76,9 @@ class Favour:
         job_leases: least duration of every job, in leases.
         redis_rate: how fast Redis' clock runs, where it is not drawn.
         conditions: what jobs are born with beyond the plain job; a plain hunt has only plain jobs.
+        limits: limits instead of drawn ones.
+        crowd: all jobs come at once, most of them one tenant's; the levels are those of priority in turn.
+        aging_s: seconds of waiting per level of priority.
         why: why a plain swarm would need more seeds.
     """
 
@@ -84,6 +89,9 @@ class Favour:
     job_leases: float = 0.0
     redis_rate: float | None = None
     conditions: frozenset[Condition] = frozenset()
+    limits: dict[str, Limit] | None = None
+    crowd: tuple[int, ...] = ()
+    aging_s: float | None = None
     why: str = ""
 
     def plan(self, seed: int) -> FleetPlan:
@@ -95,12 +103,30 @@ class Favour:
         jobs = tuple(
             msgspec.structs.replace(job, duration_s=max(job.duration_s, least_s)) for job in plan.jobs
         )
+        if self.crowd:
+            jobs = tuple(self._in_crowd(job, number) for number, job in enumerate(jobs))
+        shares = plan.shares
+        if self.crowd or self.limits:
+            tenants = {job.job_id: _tenant(number, len(jobs)) for number, job in enumerate(jobs)}
+            shares = PlannedShares(tenants=tenants, limits=self.limits or {}, aging_s=self.aging_s)
         return msgspec.structs.replace(
             plan,
+            shares=shares,
             jobs=jobs,
             links=plan.links if self.links is None else self.links,
             redis_rate=plan.redis_rate if self.redis_rate is None else self.redis_rate,
         )
+
+    def _in_crowd(self, job: PlannedJob, number: int) -> PlannedJob:
+        """One after the other, none of them late, failing or for a few workers only."""
+        priority = self.crowd[number % len(self.crowd)]
+        at_s = round(1.0 + 0.2 * number, 3)
+        return msgspec.structs.replace(job, at_s=at_s, priority=priority, delay_s=0.0, fail=None, vram_gb=0)
+
+
+def _tenant(number: int, jobs: int) -> str:
+    """A few of the small tenant's, so that workers know it, then a backlog of the big one's, then the small one's."""
+    return "acme" if 3 <= number < jobs * 2 // 3 else "zeta"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

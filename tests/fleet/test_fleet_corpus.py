@@ -10,10 +10,13 @@ import pytest
 from simulator.explore import Size, run_seed
 from simulator.plan import FleetPlan, ServiceProtocol, generate_plan
 from simulator.run import simulate
+from simulator.shares import PlannedShares
 from tests.fleet.corpus import PLANS, SEEDS
 
 #: Fresh ground on every change of the code, far from the seeds that were looked at by hand.
 FRESH_SEEDS = range(50_000, 50_004)
+#: With tenants: one without limits, two with.
+SHARED_SEEDS = (3, 8, 13)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -51,6 +54,21 @@ def test_protocols_leave_all_else_that_a_seed_means_as_it_was() -> None:
     assert {read.protocol(number) for number in range(read.services)} == {ServiceProtocol.HTTP}
     drawn = {generate_plan(seed).protocol(0) for seed in range(10)}
     assert drawn == set(ServiceProtocol)
+
+
+def test_every_fifth_seed_has_tenants_and_the_others_none() -> None:
+    """Who has tenants has limits for some seeds and none for others; what other seeds mean is as it was."""
+    plans = [generate_plan(seed) for seed in range(60)]
+    assert {bool(plan.shares.tenants) for plan in plans if plan.seed % 5 == 3} == {True}
+    assert {bool(plan.shares.limits) for plan in plans if plan.seed % 5 == 3} == {True, False}
+    assert all(plan.shares == PlannedShares() for plan in plans if plan.seed % 5 != 3)
+
+
+@pytest.mark.parametrize("seed", SHARED_SEEDS)
+def test_tenants_and_limits_hold_under_faults(seed: int) -> None:
+    """A fleet with tenants, limits and aging keeps every promise, the limits' own included."""
+    outcome = simulate(generate_plan(seed, jobs=12)).outcome
+    assert (outcome.kind, outcome.findings) == ("ok", ())
 
 
 def test_fresh_seeds_hold() -> None:

@@ -56,6 +56,12 @@ KILLED_BY: dict[str, int] = {
     "first-parent-releases": 0,
     "children-forgotten": 0,
     "schedule-fires-twice": 13,
+    "limit-not-checked": 0,
+    "limit-not-released": 0,
+    "lapsed-lease-counts-on": 1,
+    "rate-not-metered": 0,
+    "no-turns": 0,
+    "priority-does-not-age": 0,
 }
 MUTANTS_MIN = 18
 
