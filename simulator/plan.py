@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from simulator.shares import PlannedShares, draw_shares
+from simulator.shares import NO_SHARES, PlannedShares, draw_shares
 
 
 class FaultKind(enum.StrEnum):
@@ -150,7 +150,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     redis_rate: float = 1.0
     protocols: tuple[ServiceProtocol, ...] = ()
     schedules: tuple[PlannedSchedule, ...] = ()
-    shares: PlannedShares = PlannedShares()
+    shares: PlannedShares = NO_SHARES
 
     def protocol(self, service: int) -> ServiceProtocol:
         """What a service speaks."""
@@ -250,7 +250,7 @@ def generate_plan(
         protocols=_protocols(seed, services),
         schedules=_schedules(drawn, conditions, lease_s),
         # Every tenth seed has tenants: the others mean what they meant before there were any.
-        shares=draw_shares(seed, [job.job_id for job in workload]) if seed % 10 == 8 else PlannedShares(),
+        shares=draw_shares(seed, [job.job_id for job in workload]) if seed % 10 == 8 else NO_SHARES,
     )
 
 

@@ -250,7 +250,7 @@ def _story(cluster: Cluster, events: list[Event]) -> Story:
         in_order=not (links.slow or links.duplicate),
         unique=_unique(cluster, keys),
         shares=cluster.plan.shares,
-        asked={job.job_id: Asked(job.priority, job.vram_gb) for job in cluster.plan.jobs},
+        asked=_asked(cluster.plan),
         usage=dict(zip((name.decode() for name in counts[::2]), map(int, counts[1::2]), strict=True)),
     )
 
@@ -260,6 +260,13 @@ def _unique(cluster: Cluster, keys: QueueKeys) -> dict[str, tuple[str, bool]]:
     flat = [value.decode() for value in cluster.redis.execute("HGETALL", keys.unique)]
     held = {value.decode() for value in cluster.redis.execute("ZRANGE", keys.holds, 0, -1)}
     return {key: (holder, key in held) for key, holder in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _asked(plan: FleetPlan) -> dict[str, Asked]:
+    """Each job's place in line; nothing where deadlines, parents or schedules decide too who may be claimed."""
+    if plan.schedules or any(job.expires_in_s or job.after for job in plan.jobs):
+        return {}
+    return {job.job_id: Asked(job.priority, job.vram_gb) for job in plan.jobs}
 
 
 def _stream(cluster: Cluster, key: str) -> tuple[StreamEntry, ...]:

@@ -41,6 +41,10 @@ class PlannedShares(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     aging_s: float | None = None
 
 
+#: One object, so that plans without tenants are written as before there were any.
+NO_SHARES = PlannedShares()
+
+
 def draw_shares(seed: int, job_ids: Sequence[str]) -> PlannedShares:
     """Tenants for a workload, and limits for half of the seeds; from a source of its own."""
     random = Random(f"plan/{seed}/shares")

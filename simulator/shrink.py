@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from simulator.plan import FaultKind, FleetPlan, Incident, LinkLevels
-from simulator.shares import PlannedShares
+from simulator.shares import NO_SHARES
 
 RUNS_MAX_DEFAULT = 200
 #: Quiet time kept after the last incident and submission, in leases: a lapse and its recovery fit in.
@@ -158,7 +158,7 @@ _CALMER: tuple[Callable[[FleetPlan], FleetPlan], ...] = (
     _without_times_off,
     lambda plan: msgspec.structs.replace(plan, slots=1),
     lambda plan: msgspec.structs.replace(plan, protocols=()),
-    lambda plan: msgspec.structs.replace(plan, shares=PlannedShares()),
+    lambda plan: msgspec.structs.replace(plan, shares=NO_SHARES),
     _shorter,
 )
 

@@ -22,7 +22,7 @@ from simulator.plan import (
     PlannedSchedule,
     generate_plan,
 )
-from simulator.shares import PlannedShares, draw_shares
+from simulator.shares import NO_SHARES, draw_shares
 
 #: Kinds that happen at a moment of a run and are drawn as incidents.
 MOMENTARY = (
@@ -237,7 +237,7 @@ def fault_plans(
         # Half the margin: a margin of a tenth of the lease carries drifts up to 5 %.
         redis_rate=draw(st.sampled_from([1.0, 0.96, 1.04])),
         schedules=draw(schedules(lease_s)),
-        shares=draw(st.just(PlannedShares()) | tenants),
+        shares=draw(st.just(NO_SHARES) | tenants),
     )
 
 
