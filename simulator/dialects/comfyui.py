@@ -12,7 +12,6 @@ payload that asks to fail as ``auth``, ``rate_limited`` or ``unavailable`` is tu
 
 from __future__ import annotations
 
-import functools
 import math
 import urllib.parse
 import zlib
@@ -34,16 +33,16 @@ from gateway.connectors.simulation.wire import (
     decode_payload,
 )
 from protocols.http_responder import Responder, ServerRequest
-from protocols.http_server import ServerHandle, serve_http, serve_stream
 from protocols.websocket_server import accept_websocket
-from simulator.behaviour import LOOPBACK_NAMES, SimulatedService
+from simulator.behaviour import LOOPBACK_NAMES
 from simulator.cursor import GARBAGE
 from simulator.dialects import comfyui_words as words
 from simulator.dialects.comfyui_sockets import ComfyUIShell
 from simulator.dialects.comfyui_words import Prompt, Refused, payload
 from simulator.faults import FaultPlan
 from simulator.model import Caller, Delivery, Job, Reply, ServiceConfig
-from simulator.services.shell import SERVER_LIMITS, caller_of
+from simulator.services.served import HTTPServed
+from simulator.services.shell import caller_of
 
 __all__ = ["ComfyUIService", "payload"]
 
@@ -73,7 +72,7 @@ def _json(body: Any, status: int = 200, delivery: Delivery = Delivery.NORMAL) ->
     return _Answer(status, msgspec.json.encode(body), JSON_TYPE, delivery)
 
 
-class ComfyUIService:
+class ComfyUIService(HTTPServed[ComfyUIShell]):
     """One simulated ComfyUI. Create it inside trio: it starts counting its schedules at once.
 
     Args:
@@ -104,43 +103,10 @@ class ComfyUIService:
         self._turned_away: Counter[str] = Counter()
         self._files: dict[str, tuple[bytes, int]] = {}
 
-    @property
-    def service(self) -> SimulatedService:
-        """The behaviour behind the wire, for tests that share a process with it."""
-        return self.shell.service
-
-    async def run(
-        self, *, host: str, port: int, task_status: trio.TaskStatus[ServerHandle] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve on a TCP port until cancelled; starts with the server's handle (its port and URL).
-
-        Args:
-            host: address to listen on.
-            port: port, or 0 for a free one.
-
-        Raises:
-            OSError: the port is taken, or the address is not ours.
-        """
-        async with trio.open_nursery() as nursery:
-            listen = functools.partial(serve_http, self._handle, host=host, port=port, limits=SERVER_LIMITS)
-            handle: ServerHandle = await nursery.start(listen)
-            self.service.listening_on(host, handle.port)
-            if self.shell.ticking:
-                nursery.start_soon(self.shell.tick)
-            task_status.started(handle)
-
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection until it ends; closes the stream."""
-        await serve_stream(self._handle, stream, limits=SERVER_LIMITS)
-
     # ── answering ──
 
-    async def _handle(self, request: ServerRequest, responder: Responder) -> None:
-        steered = self.shell.control(request)
-        if steered is not None:
-            await self.shell.send(steered, responder)
-            return
-        await self.shell.not_paused()
+    async def answer(self, request: ServerRequest, responder: Responder) -> None:
+        """Answer one request or handshake, with or without ``/api`` before its path."""
         path = request.path.removeprefix("/api") if request.path.startswith("/api/") else request.path
         if path == "/ws" and request.method == "GET":
             web = await accept_websocket(request, responder)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import abc
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, Generic, TypeVar
@@ -13,18 +11,17 @@ import trio
 
 from gateway.connectors.simulation.wire import JournalEntry
 from protocols.http_responder import Responder, ServerRequest
-from protocols.http_server import ServerHandle, serve_http, serve_stream
-from simulator.behaviour import SimulatedService
 from simulator.cursor import EventCursor, StreamAct, StreamStep
 from simulator.faults import FaultPlan
 from simulator.model import Caller, Execution, Job, ServiceConfig
 from simulator.services.control import steer_oddities
-from simulator.services.shell import SERVER_LIMITS, ServiceShell
+from simulator.services.served import HTTPServed
+from simulator.services.shell import ServiceShell
 
 OdditiesT = TypeVar("OdditiesT", bound=msgspec.Struct)
 
 
-class WebTwin(abc.ABC, Generic[OdditiesT]):
+class WebTwin(HTTPServed[ServiceShell], Generic[OdditiesT]):
     """One simulated instance of a service over HTTP. Create it inside trio: its schedules count from there.
 
     Args:
@@ -48,48 +45,13 @@ class WebTwin(abc.ABC, Generic[OdditiesT]):
         #: What it does differently just now.
         self.oddities = oddities
 
-    @property
-    def service(self) -> SimulatedService:
-        """The behaviour behind the wire, for tests that share a process with it."""
-        return self.shell.service
-
-    async def run(
-        self, *, host: str, port: int, task_status: trio.TaskStatus[ServerHandle] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve on a TCP port until cancelled; starts with the server's handle (its port and URL).
-
-        Args:
-            host: address to listen on.
-            port: port, or 0 for a free one.
-
-        Raises:
-            OSError: the port is taken, or the address is not ours.
-        """
-        async with trio.open_nursery() as nursery:
-            listen = functools.partial(serve_http, self._handle, host=host, port=port, limits=SERVER_LIMITS)
-            handle: ServerHandle = await nursery.start(listen)
-            self.service.listening_on(host, handle.port)
-            if self.shell.ticking:
-                nursery.start_soon(self.shell.tick)
-            task_status.started(handle)
-
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection until it ends; closes the stream."""
-        await serve_stream(self._handle, stream, limits=SERVER_LIMITS)
-
-    @abc.abstractmethod
-    async def answer(self, request: ServerRequest, responder: Responder) -> None:
-        """Answer one request of the service itself; faults apply."""
-
-    async def _handle(self, request: ServerRequest, responder: Responder) -> None:
+    async def handle(self, request: ServerRequest, responder: Responder) -> None:
+        """As every instance does; oddities are steered like faults."""
         steered = steer_oddities(self, request)
-        if steered is None:
-            steered = self.shell.control(request)
         if steered is not None:
             await self.shell.send(steered, responder)
             return
-        await self.shell.not_paused()
-        await self.answer(request, responder)
+        await super().handle(request, responder)
 
     def set_oddities(self, values: Mapping[str, Any]) -> None:
         """Change some oddities from now on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import urllib.parse
 from collections.abc import Callable
 from random import Random
@@ -11,15 +10,14 @@ import trio
 
 from gateway.connectors.simulation import wire
 from protocols.http_responder import Responder, ServerRequest
-from protocols.http_server import ServerHandle, serve_http, serve_stream
-from simulator.behaviour import SimulatedService
 from simulator.cursor import EventCursor, StreamAct
 from simulator.faults import FaultPlan
 from simulator.model import Reply, ServiceConfig, refusal
-from simulator.services.shell import SERVER_LIMITS, ServiceShell, caller_of, whole_number
+from simulator.services.served import HTTPServed
+from simulator.services.shell import ServiceShell, caller_of, whole_number
 
 
-class SimulationHTTPService:
+class SimulationHTTPService(HTTPServed[ServiceShell]):
     """One simulated instance that speaks the contract of ``gateway.connectors.simulation.wire``.
 
     Create it inside trio: it starts counting its schedules at once.
@@ -41,49 +39,14 @@ class SimulationHTTPService:
     ) -> None:
         self.shell = ServiceShell(config, plan, random_for=random_for, sink=sink)
 
-    @property
-    def service(self) -> SimulatedService:
-        """The behaviour behind the wire, for tests that share a process with it."""
-        return self.shell.service
-
-    async def run(
-        self, *, host: str, port: int, task_status: trio.TaskStatus[ServerHandle] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve on a TCP port until cancelled; starts with the server's handle (its port and URL).
-
-        Args:
-            host: address to listen on.
-            port: port, or 0 for a free one.
-
-        Raises:
-            OSError: the port is taken, or the address is not ours.
-        """
-        async with trio.open_nursery() as nursery:
-            listen = functools.partial(serve_http, self._handle, host=host, port=port, limits=SERVER_LIMITS)
-            handle: ServerHandle = await nursery.start(listen)
-            self.service.listening_on(host, handle.port)
-            if self.shell.ticking:
-                nursery.start_soon(self.shell.tick)
-            task_status.started(handle)
-
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection until it ends; closes the stream."""
-        await serve_stream(self._handle, stream, limits=SERVER_LIMITS)
-
-    async def _handle(self, request: ServerRequest, responder: Responder) -> None:
+    async def answer(self, request: ServerRequest, responder: Responder) -> None:
         """Answer one request; whatever the path, the answer names this instance."""
-        shell = self.shell
-        steered = shell.control(request)
-        if steered is not None:
-            await shell.send(steered, responder)
-            return
-        await shell.not_paused()
         outcome = self._dispatch(request, request.path)
-        shell.wake()
+        self.shell.wake()
         if isinstance(outcome, EventCursor):
             await self._stream(outcome, responder)
         else:
-            await shell.send(outcome, responder)
+            await self.shell.send(outcome, responder)
 
     def _dispatch(self, request: ServerRequest, path: str) -> Reply | EventCursor:
         """Route a request of the service itself; faults apply."""

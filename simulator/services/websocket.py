@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from random import Random
 
@@ -12,16 +11,15 @@ import trio
 from gateway.connectors.simulation import wire
 from gateway.connectors.simulation import wire_websocket as frames
 from protocols.http_responder import Responder, ServerRequest
-from protocols.http_server import ServerHandle, serve_http, serve_stream
 from protocols.websocket_server import ServerWebSocket, WebSocketEnded, accept_websocket, is_websocket
-from simulator.behaviour import SimulatedService
 from simulator.cursor import GARBAGE, EventCursor, StreamAct
 from simulator.faults import FaultPlan
 from simulator.model import Caller, Delivery, Reply, ServiceConfig, refusal
-from simulator.services.shell import SERVER_LIMITS, ServiceShell, caller_of
+from simulator.services.served import HTTPServed
+from simulator.services.shell import ServiceShell, caller_of
 
 
-class SimulationWebSocketService:
+class SimulationWebSocketService(HTTPServed[ServiceShell]):
     """One simulated instance that speaks the contract of ``gateway.connectors.simulation.wire_websocket``.
 
     Health, journal and control are served over HTTP on the same port.
@@ -43,43 +41,9 @@ class SimulationWebSocketService:
     ) -> None:
         self.shell = ServiceShell(config, plan, random_for=random_for, sink=sink)
 
-    @property
-    def service(self) -> SimulatedService:
-        """The behaviour behind the wire, for tests that share a process with it."""
-        return self.shell.service
-
-    async def run(
-        self, *, host: str, port: int, task_status: trio.TaskStatus[ServerHandle] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Serve on a TCP port until cancelled; starts with the server's handle (its port and URL).
-
-        Args:
-            host: address to listen on.
-            port: port, or 0 for a free one.
-
-        Raises:
-            OSError: the port is taken, or the address is not ours.
-        """
-        async with trio.open_nursery() as nursery:
-            listen = functools.partial(serve_http, self._handle, host=host, port=port, limits=SERVER_LIMITS)
-            handle: ServerHandle = await nursery.start(listen)
-            self.service.listening_on(host, handle.port)
-            if self.shell.ticking:
-                nursery.start_soon(self.shell.tick)
-            task_status.started(handle)
-
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection until it ends; closes the stream."""
-        await serve_stream(self._handle, stream, limits=SERVER_LIMITS)
-
-    async def _handle(self, request: ServerRequest, responder: Responder) -> None:
+    async def answer(self, request: ServerRequest, responder: Responder) -> None:
         """Answer one request or handshake; whatever the path, the answer names this instance."""
         shell = self.shell
-        steered = shell.control(request)
-        if steered is not None:
-            await shell.send(steered, responder)
-            return
-        await shell.not_paused()
         refused = self._door(request, caller_of(request.headers))
         shell.wake()
         if refused is not None:

@@ -61,8 +61,8 @@ class ComfyUIStage:
         self.refuse_sockets = False
         #: Answer every download with 503.
         self.refuse_views = False
-        self._handle = self.twin._handle
-        self.twin._handle = self._noting  # type: ignore[method-assign]
+        self.handle = self.twin.handle
+        self.twin.handle = self._noting  # type: ignore[method-assign]
 
     async def _noting(self, request: Any, responder: Any) -> None:
         self.requests.append((request.method, request.path))
@@ -72,7 +72,7 @@ class ComfyUIStage:
         if self.refuse_views and request.path == "/view":
             await responder.send_bytes(503, b"")
             return
-        await self._handle(request, responder)
+        await self.handle(request, responder)
 
     async def open_stream(self, host: str, port: int) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
