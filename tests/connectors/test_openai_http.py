@@ -230,17 +230,18 @@ def events(*bodies: Any, tail: bytes = b"") -> bytes:
 FINISHED = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
 
 
-@pytest.mark.parametrize("cut", [True, False])
-async def test_a_stream_may_break_or_fall_silent_after_its_end(cut: bool) -> None:
-    """Once the last choice has ended, neither a cut connection nor one that stays open takes the answer away."""
+@pytest.mark.parametrize("then", ["cut", "silence", "comments"])
+async def test_a_stream_may_break_or_never_end_after_its_last_choice(then: str) -> None:
+    """Once the last choice has ended, a connection that is cut, stays open or chatters on takes no answer away."""
 
     async def answer(_request: ServerRequest, responder: Responder) -> None:
         async with responder.stream(200, "text/event-stream") as stream:
             await stream.send(events(FINISHED))
-            if cut:
+            if then == "cut":
                 await responder.close()
-            else:
-                await trio.sleep_forever()
+            while then != "cut":
+                await trio.sleep(0.2 if then == "comments" else 60.0)
+                await stream.send(b": keep-alive\n\n")
 
     async with scripted(answer) as server:
         connector = make_connector("openai-http", server.url)

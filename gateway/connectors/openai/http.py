@@ -193,9 +193,12 @@ class OpenAIHTTPConnector(Connector):
     ) -> bool:
         """Read a stream to its end; whether it said that this is the end."""
         parser = EventParser(data_bytes_max=self.options.event_bytes_max)
-        size_bytes = 0
+        size_bytes, over_at_s = 0, math.inf
         while True:
-            line = await self._line(lines, stream)
+            if stream.finished and over_at_s == math.inf:
+                # Once and for all: a server that sends comments for ever must not put it off.
+                over_at_s = trio.current_time() + FINISH_GRACE_S
+            line = await _line(lines, over_at_s)
             event = parser.flush() if line is None else parser.feed(self._clean(line))
             size_bytes = self._bounded(size_bytes + len(line or b"") + 1)
             if event is not None and event.data == DONE:
@@ -207,19 +210,6 @@ class OpenAIHTTPConnector(Connector):
                         await job.chunk(told)
             if line is None:
                 return False
-
-    async def _line(self, lines: LineStream, stream: CompletionStream | ResponseStream) -> bytes | None:
-        """The next line; None at the end, which after the last choice may be a broken or a silent one."""
-        finished = stream.finished
-        with trio.move_on_after(FINISH_GRACE_S if finished else math.inf):
-            try:
-                return await anext(lines)
-            except StopAsyncIteration:
-                return None
-            except (PeerClosed, RequestTimeout):
-                if not finished:
-                    raise
-        return None
 
     async def _joined(self, lines: LineStream) -> bytes:
         parts: list[bytes] = []
@@ -237,6 +227,24 @@ class OpenAIHTTPConnector(Connector):
 
     def _clean(self, data: bytes) -> bytes:
         return data if self._credential is None else self._credential.redact_result(data)
+
+
+async def _line(lines: LineStream, over_at_s: float) -> bytes | None:
+    """The next line; None at the end, which after the last choice may be a broken or a silent one.
+
+    Args:
+        lines: the stream.
+        over_at_s: no line is waited for beyond this moment; infinity before the last choice has ended.
+    """
+    with trio.move_on_at(over_at_s):
+        try:
+            return await anext(lines)
+        except StopAsyncIteration:
+            return None
+        except (PeerClosed, RequestTimeout):
+            if over_at_s == math.inf:
+                raise
+    return None
 
 
 async def _drain(lines: LineStream) -> None:
