@@ -228,7 +228,7 @@ def test_wrong_use_is_exit_code_2_and_one_line(project: Path) -> None:
     for words, expected in (
         (["--faults", "brutall"], "brutall: is neither a file nor a preset"),
         (["--faults", "lossy", "--fault-seed", "1"], "name either --faults or --fault-seed"),
-        (["--config", "bad.toml"], "bad.toml: queue: "),
+        (["--config", "bad.toml"], "bad.toml:1: queue: "),
         (["--config", "none.toml"], "none.toml: workers: no connector with a simulated service"),
         (["--html", "no/where.html"], "cannot write no/where.html"),
         (["--keep", "."], "--keep .: File exists"),

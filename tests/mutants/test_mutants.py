@@ -38,7 +38,7 @@ KILLED_BY: dict[str, int] = {
     "claim-not-replayable": 0,
     "epoch-is-attempt": 24,
     "claim-loses-avoided-job": 0,
-    "settle-without-epoch": 5,
+    "settle-without-epoch": 12,
     "terminal-does-not-absorb": 19,
     "completion-leaves-lease": 19,
     "release-charges-attempt": 24,
