@@ -14,6 +14,8 @@ from gateway.cli.output import age, clock, console, remark, write_json, write_li
 from gateway.errors import InvalidSubmission
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from gateway.client import Client, JobHandle, StreamItem
     from gateway.models import JobView
 
@@ -273,14 +275,28 @@ def watch(
 
 
 def _follow(client: Client, job_id: str, after: str, *, as_json: bool) -> JobView:
-    if as_json or not sys.stdout.isatty():
+    """Show a job's stream to its end. Whoever interrupts it is told how to go on; programs have the ids."""
+    last = after
+
+    def items() -> Iterator[StreamItem]:
+        nonlocal last
         for item in client.job_stream(job_id, after):
-            if as_json:
-                write_json(item)
-            else:
-                write_line(_item_text(item))
-    else:
-        _progress_bar(client, job_id, after)
+            yield item
+            last = item.id  # only now it has been shown: rather once more than not at all
+
+    try:
+        if as_json or not sys.stdout.isatty():
+            for item in items():
+                if as_json:
+                    write_json(item)
+                else:
+                    write_line(_item_text(item))
+        else:
+            _progress_bar(client.get(job_id).state.value, items())
+    except KeyboardInterrupt:
+        if not as_json:
+            remark(f"to go on from here: gateway watch {job_id} --after {last}")
+        raise
     view = client.wait(job_id, 1.0)
     if as_json:
         write_json(view)
@@ -298,13 +314,13 @@ def _item_text(item: StreamItem) -> str:
     return f"{item.value:4.0%} {message}".rstrip()
 
 
-def _progress_bar(client: Client, job_id: str, after: str) -> None:
+def _progress_bar(state: str, items: Iterable[StreamItem]) -> None:
     from rich.progress import Progress
     from rich.text import Text
 
     with Progress(console=console(), transient=True) as progress:
-        task = progress.add_task(client.get(job_id).state.value, total=1.0)
-        for item in client.job_stream(job_id, after):
+        task = progress.add_task(state, total=1.0)
+        for item in items:
             if item.kind == "chunk":
                 progress.console.print(Text(_item_text(item)))
             else:

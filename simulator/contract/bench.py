@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import trio
 import trio.testing
 
+from gateway.config import RunnerConfig
 from gateway.connector import Connector, ConnectorCapabilities, ConnectorSetup, JobResult
 from gateway.connectors.simulation.wire import (
     FailureWish,
@@ -43,8 +44,10 @@ UNIT_S_VIRTUAL = 1.0
 UNIT_S_REAL = 0.25
 #: A connector that needs more units than this to notice something has not noticed it.
 PATIENCE_UNITS = 120.0
-#: How long the runner gives a connector to stop its work at the service, as in ``gateway.config.RunnerConfig``.
-CANCEL_TIMEOUT_S = 5.0
+#: How long the runner gives a connector to stop its work at the service, seconds: what it does by default.
+CANCEL_TIMEOUT_S = RunnerConfig().cancel_timeout_s
+#: The same in real time, where a busy machine may be slow, seconds.
+CANCEL_TIMEOUT_S_REAL = 10.0
 #: What a job of a case may take at most, so that no case succeeds by its own deadline.
 TIMEOUT_S = 3_600.0
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -113,6 +116,7 @@ class Bench:
 
     Attributes:
         unit_s: one unit of time; a case says "two units of work", not how many seconds these are.
+        cancel_timeout_s: how long stopping work at the service, and closing, may take.
     """
 
     def __init__(
@@ -129,6 +133,7 @@ class Bench:
         self.twin = twin
         self.endpoint = endpoint
         self.unit_s = UNIT_S_VIRTUAL if dialect.streams else UNIT_S_REAL
+        self.cancel_timeout_s = CANCEL_TIMEOUT_S if dialect.streams else CANCEL_TIMEOUT_S_REAL
         self._make = make
         self._open_stream = open_stream
         self._nursery = nursery
@@ -239,14 +244,14 @@ class Bench:
         """End an attempt as the runner does for a deadline or a cancel: its scope, then its work at the service."""
         await self.crash(attempt)
         if self.capabilities.cancel:
-            with trio.move_on_after(CANCEL_TIMEOUT_S) as scope:
+            with trio.move_on_after(self.cancel_timeout_s) as scope:
                 await attempt.connector.cancel(attempt.job.reference)
-            assert not scope.cancelled_caught, f"cancel took longer than {CANCEL_TIMEOUT_S:g} s"
+            assert not scope.cancelled_caught, f"cancel took longer than {self.cancel_timeout_s:g} s"
 
     async def crash(self, attempt: Attempt) -> None:
         """End an attempt as the death of its process does: nothing is said to the service."""
         attempt.scope.cancel()
-        with trio.move_on_after(CANCEL_TIMEOUT_S) as scope:
+        with trio.move_on_after(self.cancel_timeout_s) as scope:
             await attempt.ended.wait()
         assert not scope.cancelled_caught, "run() does not end when it is cancelled"
 
@@ -306,14 +311,14 @@ class Bench:
 
     async def aclose(self) -> None:
         """End what still runs and close all connectors within the runner's bound; a second close does nothing."""
-        with trio.move_on_after(CANCEL_TIMEOUT_S, shield=True) as scope:
+        with trio.move_on_after(self.cancel_timeout_s, shield=True) as scope:
             for attempt in self._attempts:
                 attempt.scope.cancel()
                 await attempt.ended.wait()
             for made in self._made:
                 await made.aclose()
                 await made.aclose()
-        assert not scope.cancelled_caught, f"aclose() took longer than {CANCEL_TIMEOUT_S:g} s"
+        assert not scope.cancelled_caught, f"aclose() took longer than {self.cancel_timeout_s:g} s"
 
 
 @asynccontextmanager
