@@ -69,7 +69,7 @@ def schedules(longest_s: float) -> st.SearchStrategy[tuple[PlannedSchedule, ...]
     one = st.builds(
         PlannedSchedule,
         name=st.just("often"),
-        cron=st.sampled_from(["*/20 * * * * *", "*/5 * * * * *"]),
+        cron=st.sampled_from(["*/20 * * * * *", "*/10 * * * * *"]),
         duration_s=_seconds(0.01, longest_s),
         missed=st.sampled_from(["once", "skip"]),
         unique=st.booleans(),
