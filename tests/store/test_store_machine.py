@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -234,11 +235,13 @@ def _run(examples: int, steps: int, *backends_used: Backend) -> None:
     )
 
 
+@pytest.mark.limit_s(300)
 def test_the_store_follows_its_model_on_the_simulated_redis(fake_backend: Backend) -> None:
     """Verdicts, contents, conservation and events hold for any sequence of operations."""
     _run(200, 40, fake_backend)
 
 
+@pytest.mark.limit_s(300)
 def test_the_store_follows_its_model_on_a_real_redis(real_backend: Backend) -> None:
     """The same on a real Redis."""
     _run(60, 40, real_backend)
