@@ -169,6 +169,10 @@ class StoreRejected(StoreError):
     """Redis answered with an error that a repetition will not mend (permissions, wrong type, script error)."""
 
 
+class StoreForbidden(StoreRejected):
+    """The rights of our user in Redis do not cover the command, its keys or its channels."""
+
+
 class DurabilityUnconfirmed(StoreError):
     """The job is stored, but the durability asked for could not be confirmed in time."""
 

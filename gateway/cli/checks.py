@@ -72,11 +72,17 @@ def audit(
 
 
 def doctor(common: Common) -> int:
-    """Check configuration, Redis and services; each finding comes with its remedy. Exit code 1 when one is bad.
+    """Check configuration, folders, Redis, workers and services; each finding comes with its remedy.
 
     \b
-    Example:
+    Looks at the data folder and the spool, at the version, role, persistence, eviction
+    policy, memory and clock of Redis, at the rights of our user there (nothing is run),
+    at the queue, and probes each configured endpoint. Exit code 1 when a finding is bad;
+    warnings alone do not fail.
+    \b
+    Examples:
       gateway doctor --config gateway.toml
+      gateway doctor --json | jq '.findings[] | select(.level != "ok")'
     """
     from gateway.cli.doctor import Level, examine
 
@@ -87,5 +93,10 @@ def doctor(common: Common) -> int:
         return EXIT_BAD if bad else 0
     rows = [(finding.level.value, finding.check, finding.detail, finding.remedy) for finding in findings]
     write_table(("", "check", "found", "remedy"), rows)
-    write_line(f"{len(bad)} problem(s)" if bad else "all well")
+    warnings = sum(finding.level is Level.WARN for finding in findings)
+    counts = [
+        f"{len(bad)} problem(s)" if bad else "no problem",
+        *([f"{warnings} warning(s)"] * bool(warnings)),
+    ]
+    write_line(", ".join(counts) if bad or warnings else "all well")
     return EXIT_BAD if bad else 0

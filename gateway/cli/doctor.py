@@ -5,16 +5,23 @@ from __future__ import annotations
 import enum
 import os
 import random
+import shutil
+import tempfile
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from gateway.cli.common import Common
 from gateway.client.durability import Confirmation, ServerFacts, confirmation_of
-from gateway.errors import ConfigError, ConnectorError, GatewayError
+from gateway.errors import ConfigError, ConnectorError, GatewayError, StoreError, StoreRejected
 
 if TYPE_CHECKING:
+    from gateway.client import Client
+    from gateway.client.permissions import Denied
     from gateway.config import GatewayConfig, WorkerConfig
     from gateway.discovery import Place
     from gateway.registration import RegisteredService
@@ -23,6 +30,10 @@ if TYPE_CHECKING:
 REDIS_VERSION_MIN = (6, 2)
 #: Redis time decides everything; a larger difference only makes logs hard to read together.
 CLOCK_DIFFERENCE_MAX_S = 1.0
+#: Of its memory bound: above, Redis soon refuses every write.
+MEMORY_SHARE_MAX = 0.9
+#: Results that cannot be recorded wait on this disk, and so does the embedded Redis.
+FREE_BYTES_MIN = 256 * 1024 * 1024
 
 
 class Level(enum.StrEnum):
@@ -44,7 +55,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 def judge_server(facts: ServerFacts) -> list[Finding]:
     """Findings about a Redis from what it says about itself (pure)."""
-    return [_version(facts), _role(facts), _persistence(facts), _durability(facts), _eviction(facts)]
+    return [
+        *(_version(facts), _role(facts), _persistence(facts)),
+        *(_durability(facts), _eviction(facts), _memory(facts)),
+    ]
 
 
 def _version(facts: ServerFacts) -> Finding:
@@ -106,6 +120,36 @@ def _eviction(facts: ServerFacts) -> Finding:
     return Finding("eviction policy", Level.BAD, facts.eviction, remedy)
 
 
+def _memory(facts: ServerFacts) -> Finding:
+    used = f"{facts.used_bytes / 2**20:.0f} MiB used"
+    if not facts.memory_bytes_max:
+        return Finding("memory", Level.OK, f"{used}, no bound (maxmemory 0)")
+    share = facts.used_bytes / facts.memory_bytes_max
+    detail = f"{used} of {facts.memory_bytes_max / 2**20:.0f} MiB (maxmemory)"
+    if share <= MEMORY_SHARE_MAX:
+        return Finding("memory", Level.OK, detail)
+    remedy = (
+        "raise maxmemory, or keep less (limits.retention_s, limits.result_bytes_max): full, it takes no jobs"
+    )
+    return Finding("memory", Level.BAD if share >= 1 else Level.WARN, detail, remedy)
+
+
+def judge_permissions(denied: Sequence[Denied], queue: str) -> Finding:
+    """A finding about what Redis refuses to our user (pure)."""
+    if not denied:
+        return Finding("redis permissions", Level.OK, "scripts, streams, pub/sub and all keys of the queue")
+    by_purpose: dict[str, list[str]] = {}
+    for one in denied:
+        by_purpose.setdefault(one.purpose, []).append(one.command)
+    detail = "; ".join(f"{purpose}: {', '.join(commands)}" for purpose, commands in by_purpose.items())
+    rights = " ".join(f"+{one.command.lower()}" for one in denied)
+    names = f"tg:{{{queue}}}:*"
+    remedy = (
+        f"give this user (ACL SETUSER) the commands {rights}, the keys ~{names} and the channels &{names}"
+    )
+    return Finding("redis permissions", Level.BAD, f"refused: {detail} ({denied[0].reason})", remedy)
+
+
 def judge_clock(difference_s: float) -> Finding:
     """A finding about the difference between Redis time and ours, seconds (pure)."""
     detail = f"{difference_s:+.3f} s against Redis"
@@ -117,35 +161,133 @@ def judge_clock(difference_s: float) -> Finding:
 
 
 def examine(common: Common) -> list[Finding]:
-    """Look at configuration, Redis and every configured endpoint; bounded by their time-outs."""
+    """Look at configuration, disk, Redis and every configured endpoint; bounded by their time-outs."""
     try:
         settings = common.settings()
     except ConfigError as error:
         return [Finding("configuration", Level.BAD, str(error), "correct it; nothing else was looked at")]
     source = common.config_path()
     findings = [Finding("configuration", Level.OK, str(source) if source else "no file")]
-    seen, registry = _examine_redis(common, settings)
-    return findings + seen + _examine_workers(settings, registry)
+    findings += _examine_folders(settings)
+    seen, registry, fleet = _examine_redis(common, settings)
+    findings += seen
+    if fleet:
+        try:
+            settings = common.sources().load(fleet).config
+        except ConfigError as error:
+            remedy = "`gateway config unset KEY` removes an override, `gateway config show` tells what holds"
+            return [*findings, Finding("fleet overrides", Level.BAD, str(error), remedy)]
+        findings.append(Finding("fleet overrides", Level.OK, ", ".join(sorted(fleet))))
+    return findings + _examine_workers(settings, registry)
 
 
-def _examine_redis(common: Common, settings: GatewayConfig) -> tuple[list[Finding], list[RegisteredService]]:
+def _examine_folders(settings: GatewayConfig) -> list[Finding]:
+    from gateway.store.embedded import default_data_dir
+
+    data_dir = settings.data_dir or default_data_dir()
+    spool = data_dir / "spool" / settings.queue
+    return [_examine_folder("data folder", data_dir), _examine_folder("spool", spool)]
+
+
+def _examine_folder(check: str, folder: Path) -> Finding:
+    """Whether a file can be made in a folder, or the folder itself where it does not exist yet."""
+    remedy = f"let {folder} be a folder that this user can write to, or set data_dir"
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
     try:
-        with common.client(settings) as client:
-            before_s = time.time()
-            now_s = client.now_ms() / 1000
-            middle_s = (before_s + time.time()) / 2
-            facts = client.server_facts()
-            queue = client.stats()
-            registry = client.services()
+        with tempfile.TemporaryFile(dir=place):
+            free_bytes = shutil.disk_usage(place).free
+    except OSError as error:
+        return Finding(check, Level.BAD, f"{place}: cannot be written to: {error.strerror}", remedy)
+    detail = (
+        f"{folder}{'' if place == folder else ' (is made when needed)'}, {free_bytes / 2**30:.1f} GiB free"
+    )
+    if free_bytes < FREE_BYTES_MIN:
+        return Finding(check, Level.WARN, detail, "make room: results wait here while Redis is away")
+    return Finding(check, Level.OK, detail)
+
+
+def _place(settings: GatewayConfig) -> str:
+    """Where Redis is, without credentials."""
+    url = settings.redis_url.get_secret_value()
+    if not url:
+        return "the embedded one"
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _examine_redis(
+    common: Common, settings: GatewayConfig
+) -> tuple[list[Finding], list[RegisteredService], dict[str, Any]]:
+    """Findings, the registered services and the fleet's overrides, as far as Redis lets us read them."""
+    try:
+        client = common.client(settings)
     except GatewayError as error:
         remedy = "start Redis, or correct redis_url, its credentials or the network between"
-        return [Finding("redis", Level.BAD, str(error), remedy)], []
-    findings = [Finding("redis", Level.OK, "reachable"), *judge_server(facts), judge_clock(now_s - middle_s)]
-    state = Level.WARN if queue.paused else Level.OK
-    remedy = "`gateway resume` lets workers claim again" if queue.paused else ""
-    detail = f"{settings.queue}: {queue.pending_total} pending, {queue.running} running"
-    about_queue = Finding("queue", state, detail + (", paused" if queue.paused else ""), remedy)
-    return [*findings, about_queue], registry
+        return [Finding("redis", Level.BAD, str(error), remedy)], [], {}
+    with client:
+        findings = [Finding("redis", Level.OK, f"reachable: {_place(settings)}"), _permissions(client)]
+        may_all = findings[-1].level is not Level.BAD
+        try:
+            findings += judge_server(client.server_facts())
+        except StoreRejected as error:
+            remedy = (
+                "allow INFO to this user (+info), or check version, persistence and eviction policy by hand"
+            )
+            findings.append(Finding("redis server", Level.WARN, str(error), remedy))
+        except GatewayError as error:
+            return [*findings, _lost(error)], [], {}
+        if not may_all:
+            return findings, [], {}
+        try:
+            findings += [_clock(client), *_queue(client, settings)]
+            return findings, client.services(), dict(client.overrides().values)
+        except GatewayError as error:
+            return [*findings, _lost(error)], [], {}
+
+
+def _lost(error: GatewayError) -> Finding:
+    return Finding("redis answers", Level.BAD, str(error), "look at the server's log and load")
+
+
+def _permissions(client: Client) -> Finding:
+    try:
+        return judge_permissions(client.denied(), client.queue)
+    except StoreError as error:
+        remedy = "allow MULTI and DISCARD to this user, or compare its rights with docs/operations.md by hand"
+        return Finding("redis permissions", Level.WARN, f"cannot be told: {error}", remedy)
+
+
+def _clock(client: Client) -> Finding:
+    before_s = time.time()
+    now_s = client.now_ms() / 1000
+    return judge_clock(now_s - (before_s + time.time()) / 2)
+
+
+def _queue(client: Client, settings: GatewayConfig) -> Iterable[Finding]:
+    """Whether the queue's jobs get claimed."""
+    from gateway.overview import Rates, assemble
+
+    view = assemble(
+        settings.queue, client.stats(), client.workers(), [], Rates(window_s=0.0),
+        worker_ttl_s=settings.limits.worker_ttl_s,
+    )  # fmt: skip
+    detail = f"{settings.queue}: {view.pending} pending, {view.running} running, {view.dead} dead"
+    if view.paused:
+        yield Finding("queue", Level.WARN, f"{detail}, paused", "`gateway resume` lets workers claim again")
+    else:
+        yield Finding("queue", Level.OK, detail)
+    idle = [row for row in view.workers if not row.well]
+    told = f"{len(view.workers) - len(idle)} of {len(view.workers)} claim"
+    if idle:
+        reasons = "; ".join(f"{row.worker}: {row.state}" for row in idle[:3])
+        more = f"; and {len(idle) - 3} more" if len(idle) > 3 else ""
+        yield Finding("live workers", Level.WARN, f"{told} ({reasons}{more})", "look at `gateway workers`")
+    elif view.pending and not view.workers:
+        yield Finding("live workers", Level.WARN, "none, and jobs wait", "`gateway run` starts some")
+    else:
+        yield Finding("live workers", Level.OK, told if view.workers else "none")
 
 
 def _examine_workers(settings: GatewayConfig, registry: list[RegisteredService]) -> list[Finding]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from gateway.client.durability import ServerFacts, confirm, server_facts
+from gateway.client.permissions import Denied, denied
 from gateway.client.repeating import Link, Pace, Repeater
 from gateway.client.requests import (
     BatchInterrupted,
@@ -427,6 +428,11 @@ class ClientCore:
         raw = await self._work.command(b"XINFO", b"STREAM", self.keys.events)
         told = raw if isinstance(raw, dict) else dict(zip(raw[::2], raw[1::2], strict=True))
         return b"entries-added" in told and int(told[b"entries-added"]) == int(told[b"length"])
+
+    async def denied(self) -> list[Denied]:
+        """What the server refuses to our user; see ``Client.denied``."""
+        async with self._exclusive() as link:
+            return await denied(link, self.keys)
 
     async def server_facts(self) -> ServerFacts:
         """What the Redis says about itself."""

@@ -36,6 +36,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
         eviction: ``maxmemory-policy``; empty when unknown.
         snapshots: it saves snapshots by itself; None when unknown.
         aof_last_write_ok: the last write to the append-only file worked.
+        used_bytes, memory_bytes_max: memory in use, and its bound; 0 for none.
     """
 
     version: tuple[int, ...]
@@ -47,6 +48,8 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     eviction: str
     snapshots: bool | None
     aof_last_write_ok: bool
+    used_bytes: int = 0
+    memory_bytes_max: int = 0
 
 
 def parse_info(raw: Any) -> dict[str, str]:
@@ -91,6 +94,8 @@ async def server_facts(runner: Runner) -> ServerFacts:
         eviction=info.get("maxmemory_policy", ""),
         snapshots=None if save is None else bool(save),
         aof_last_write_ok=info.get("aof_last_write_status", "ok") == "ok",
+        used_bytes=int(info.get("used_memory", "0")),
+        memory_bytes_max=int(info.get("maxmemory", "0")),
     )
 
 

@@ -13,6 +13,7 @@ from redis.exceptions import (
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
+    NoPermissionError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -21,7 +22,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from gateway.errors import ConfigError, StoreRejected, StoreUnavailable
+from gateway.errors import ConfigError, StoreForbidden, StoreRejected, StoreUnavailable
 from gateway.store.calls import ScriptCall
 
 _PASSING_ERRORS = (BusyLoadingError, ReadOnlyError, ClusterDownError, TryAgainError)
@@ -92,7 +93,7 @@ class SyncLink:
 
         Raises:
             StoreUnavailable: no connection, or no reply in time; ``outcome_unknown`` says which.
-            StoreRejected: Redis answered with an error.
+            StoreRejected: Redis answered with an error; StoreForbidden when our user has not the right.
         """
         if not self._open:
             self._connect()
@@ -108,6 +109,9 @@ class SyncLink:
         except _PASSING_ERRORS as error:
             answered = True
             raise StoreUnavailable(f"Redis is not ready: {error}", outcome_unknown=False) from None
+        except NoPermissionError as error:
+            answered = True
+            raise StoreForbidden(f"Redis refused the command: {error}") from None
         except ResponseError as error:
             answered = True
             raise StoreRejected(f"Redis refused the command: {error}") from None

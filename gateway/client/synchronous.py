@@ -15,6 +15,7 @@ from typing import Any, Self
 from gateway.client.blocking import finish
 from gateway.client.core import DURABLE_TIMEOUT_S, OLDEST, ClientCore, StreamItem
 from gateway.client.durability import ServerFacts
+from gateway.client.permissions import Denied
 from gateway.client.repeating import Repeater
 from gateway.client.requests import BatchResult, JobHandle, JobRequest
 from gateway.client.schedules import ScheduleVerbs
@@ -452,6 +453,14 @@ class Client(ScheduleVerbs):
     def events_complete(self) -> bool:
         """Whether the event stream still has its first entry; False where the server cannot tell."""
         return finish(self.core.events_complete())
+
+    def denied(self) -> list[Denied]:
+        """The commands that Redis refuses to our user, asked without any effect; empty when it may do all it needs.
+
+        Raises:
+            StoreRejected: the server does not let it be asked.
+        """
+        return finish(self.core.denied())
 
     def server_facts(self) -> ServerFacts:
         """What the Redis says about itself."""

@@ -33,7 +33,7 @@ from coredis.exceptions import (
 )
 from coredis.exceptions import ConnectionError as RedisConnectionError
 
-from gateway.errors import ConfigError, StoreRejected, StoreUnavailable
+from gateway.errors import ConfigError, StoreForbidden, StoreRejected, StoreUnavailable
 from gateway.store.calls import ScriptCall
 
 #: How Redis is reached: makes one fresh, unconnected connection per call. The seam of the simulation.
@@ -98,7 +98,8 @@ def _translate(error: Exception) -> Exception:
         return StoreUnavailable(f"Redis is not ready: {error}", outcome_unknown=False)
     if isinstance(error, (RedisConnectionError, *_BROKEN)):
         return StoreUnavailable(f"the connection to Redis broke: {error}", outcome_unknown=True)
-    return StoreRejected(f"Redis refused the command: {error}")
+    kind = StoreForbidden if isinstance(error, AuthorizationError) else StoreRejected
+    return kind(f"Redis refused the command: {error}")
 
 
 class RedisLink:

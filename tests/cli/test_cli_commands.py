@@ -17,7 +17,6 @@ from gateway.cli.app import app, run
 from gateway.client import Client
 from gateway.models import Settlement
 from tests.support.hand_worker import HandWorker, hand_worker
-from tests.support.redis_server import RedisServer
 
 _numbers = itertools.count(1)
 
@@ -382,39 +381,6 @@ def test_unreachable_redis_is_exit_code_6(capsys: pytest.CaptureFixture[str]) ->
     error = json.loads(capsys.readouterr().err)["error"]
     assert error["kind"] == "StoreUnavailable"
     assert "127.0.0.1:1" in error["message"]
-
-
-def test_doctor_finds_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each bad finding comes with a remedy: persistence, eviction, endpoints, connectors, configuration, Redis."""
-    path = tmp_path / "gateway.toml"
-    path.write_text(
-        '[workers.gone]\nconnector = "simulation-http"\nendpoint = "http://127.0.0.1:1"\n'
-        '[workers.odd]\nconnector = "nobody-http"\nendpoint = "http://127.0.0.1:1"\n'
-        '[workers.worse]\nconnector = "simulation-http"\nendpoint = "nowhere"\n'
-    )
-    options = {"appendonly": "no", "maxmemory-policy": "allkeys-lru"}
-    (tmp_path / "redis").mkdir()
-    with RedisServer(tmp_path / "redis", options=options) as server:
-        code = run(["doctor", "--redis-url", server.url, "--config", str(path), "--json"])
-    told = json.loads(capsys.readouterr().out)
-    levels = {finding["check"]: finding["level"] for finding in told["findings"]}
-    bad = {"persistence", "eviction policy", "worker gone", "worker odd", "worker worse"}
-    assert (code, told["ok"], {check for check, level in levels.items() if level == "bad"}) == (1, False, bad)
-    assert {
-        levels[check] for check in ("redis", "redis version", "redis role", "clock", "configuration")
-    } == {"ok"}
-    assert all(finding["remedy"] for finding in told["findings"] if finding["level"] != "ok")
-    assert run(["doctor", "--redis-url", server.url]) == 1
-    assert "start Redis" in capsys.readouterr().out
-    path.write_text("bogus = 1")
-    assert run(["doctor", "--config", str(path), "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["findings"][0]["check"] == "configuration"
-
-
-def test_doctor_is_content_with_a_sound_redis(gateway: Gateway) -> None:
-    """Warnings alone do not fail."""
-    found = gateway("doctor")
-    assert (found.code, found.out.splitlines()[-1]) == (0, "all well")
 
 
 def _commands(prefix: list[str]) -> Iterator[list[str]]:
