@@ -205,7 +205,15 @@ def _say_ready_json(ready: list[Ready]) -> None:
     typer.echo(json.dumps({"ready": True, "pid": os.getpid(), "instances": instances}))
 
 
-@app.command(name="faults")
+@app.command(
+    name="faults",
+    epilog=(
+        "[bold]Examples[/bold]\n\n"
+        "simulator faults\n\n"
+        "simulator faults --json | jq '.[] | select(.default != 0)'\n\n"
+        "simulator serve --http --fault hang_rate=0.1 --fault error_5xx_rate=0:0.5,30:0"
+    ),
+)
 def list_faults(
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON, for scripts.")] = False,
 ) -> None:

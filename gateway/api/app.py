@@ -110,34 +110,67 @@ class _Pages:
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#1c2733}"
-    "h1{font-size:1.3rem}.good{color:#0a7a3d}.bad{color:#b3261e}p{font-weight:600}"
-    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.5rem}dt{color:#5b6b7b}dd{margin:0}"
-    "table{border-collapse:collapse;margin:1rem 0}th,td{text-align:left;padding:.3rem .9rem .3rem 0;"
-    "border-bottom:1px solid #d5dde5}a{margin-right:1rem}"
+    ":root{color-scheme:light dark;--dim:#5b6b7b;--line:#d5dde5;--good:#0a7a3d;--bad:#b3261e}"
+    "@media(prefers-color-scheme:dark){:root{--dim:#9aa9b8;--line:#3a4652;--good:#5fd08f;--bad:#ff8a80}}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
+    "h1{font-size:1.3rem}.good{color:var(--good)}.bad{color:var(--bad)}.verdict{font-weight:600}"
+    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.5rem}dt{color:var(--dim)}dd{margin:0}"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
+    "th,td{text-align:left;padding:.3rem 1.2rem .3rem 0;border-bottom:1px solid var(--line);white-space:nowrap}"
+    "th{color:var(--dim);font-weight:400}a{color:inherit;margin-right:1rem}"
 )
+#: Words for keys of the status; other keys are shown with spaces for underscores.
+_WORDS = {
+    "store_available": "Redis answers",
+    "loop_lag_s": "event loop lag, s",
+    "jobs": "jobs running here",
+    "spooled": "results waiting on disk",
+    "restart_needed": "restart needed for",
+    "refusal": "state",
+}
+#: What an empty value means where it says something.
+_EMPTY = {"refusal": "claims", "restart_needed": "nothing"}
 
 
 def _page(status: Mapping[str, Any], reasons: list[str]) -> str:
     """The status for a browser: no script, no style from elsewhere, every value escaped."""
     ready = f"not ready: {'; '.join(reasons)}" if reasons else "ready"
     facts = "".join(
-        f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>" for key, value in status.items() if key != "workers"
-    )
-    workers = status["workers"]
-    columns = list(workers[0]) if workers else []
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{_text(worker.get(column, ''))}</td>" for column in columns) + "</tr>"
-        for worker in workers
+        f"<dt>{_word(key)}</dt><dd>{_value(key, value)}</dd>"
+        for key, value in status.items()
+        if key != "workers"
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>gateway: {_text(ready)}</title><style>{_STYLE}</style>"
-        f'<h1>gateway</h1><p class="{"bad" if reasons else "good"}">{_text(ready)}</p><dl>{facts}</dl>'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f'<h1>gateway</h1><p class="verdict {"bad" if reasons else "good"}">{_text(ready)}</p>'
+        f"<dl>{facts}</dl>{_table(status['workers'])}"
         '<p><a href="/metrics">metrics</a> <a href="/livez">livez</a> <a href="/readyz">readyz</a></p></html>'
     )
+
+
+def _table(workers: list[Mapping[str, Any]]) -> str:
+    """The workers, one that does not claim in another colour."""
+    if not workers:
+        return ""
+    columns = list(workers[0])
+    head = "".join(f"<th>{_word(column)}</th>" for column in columns)
+    rows = "".join(
+        ('<tr class="bad">' if worker.get("refusal") or not worker["healthy"] else "<tr>")
+        + "".join(f"<td>{_value(column, worker.get(column, ''))}</td>" for column in columns)
+        + "</tr>"
+        for worker in workers
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _word(key: str) -> str:
+    return _text(_WORDS.get(key, key.replace("_", " ")))
+
+
+def _value(key: str, value: object) -> str:
+    return _text(_EMPTY.get(key, "") if value == "" else value)
 
 
 def _text(value: object) -> str:

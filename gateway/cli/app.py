@@ -9,8 +9,21 @@ from collections.abc import Sequence
 import typer
 from typer.exceptions import TyperException
 
-from gateway.cli import checks, config, fleet, jobs, legacy, limits, queue, rollout, schedules, service, top
-from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain
+from gateway.cli import (
+    checks,
+    completion,
+    config,
+    fleet,
+    jobs,
+    legacy,
+    limits,
+    queue,
+    rollout,
+    schedules,
+    service,
+    top,
+)
+from gateway.cli.output import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, ReaderGone, complain, remark
 from gateway.errors import GatewayError
 
 EPILOG = """\b
@@ -42,14 +55,14 @@ all gateway processes of this user.
 
 app = typer.Typer(
     name="gateway",
-    help="Runs jobs from a Redis queue on GPU services, and operates such queues.",
     epilog=EPILOG,
     no_args_is_help=True,
-    add_completion=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+completion.register(app)
 service.register(app)
 jobs.register(app)
 queue.register(app)
@@ -78,6 +91,9 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except TyperException as error:
         context = getattr(error, "ctx", None)
+        if context is not None and error.format_message() == context.get_help():  # a group without a command
+            remark(error.format_message())
+            return 2
         help_command = f"{context.command_path if context else 'gateway'} --help"
         return complain("UsageError", f"{error.format_message()} (see `{help_command}`)", 2, as_json=as_json)
     except GatewayError as error:

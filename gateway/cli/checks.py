@@ -24,7 +24,7 @@ def audit(
         bool, typer.Option("--finished", help="Every accepted job must have ended by now.")
     ] = False,
 ) -> int:
-    """Check the queue's event stream against every promise; exit code 1 when one was broken.
+    """Check the queue's events against every promise. Exit code 1 when one was broken.
 
     \b
     Examples:
@@ -72,7 +72,7 @@ def audit(
 
 
 def doctor(common: Common) -> int:
-    """Check configuration, folders, Redis, workers and services; each finding comes with its remedy.
+    """Check configuration, Redis, folders and services. Each finding comes with its remedy.
 
     \b
     Looks at the data folder and the spool, at the version, role, persistence, eviction

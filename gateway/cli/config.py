@@ -20,7 +20,7 @@ _LOCAL = typer.Option("--local", help="Do not ask Redis for the fleet's override
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        help="The configuration: each value's origin, its schema, overrides for the whole fleet.",
+        help="The configuration, and overrides for the whole fleet.",
         no_args_is_help=True,
     )
     app.add_typer(group, name="config")
@@ -78,7 +78,7 @@ def show(common: Common, local: Annotated[bool, _LOCAL] = False) -> int:
 
 
 def check(common: Common, local: Annotated[bool, _LOCAL] = False) -> int:
-    """Check every source of the configuration; exit code 2 names the first mistakes.
+    """Check every source of the configuration. Exit code 2 and the first mistakes if there are any.
 
     \b
     Example:
@@ -98,7 +98,7 @@ def check(common: Common, local: Annotated[bool, _LOCAL] = False) -> int:
 
 
 def schema(common: Common) -> int:
-    """Print the JSON Schema of the configuration file, for editors and for checks before a roll-out.
+    """Print the JSON Schema of the configuration file. It is for editors, and for checks before a roll-out.
 
     \b
     Example:
@@ -120,7 +120,7 @@ def set_override(
     key: Annotated[str, typer.Argument(help="A key as in the file, such as limits.unfinished_max.")],
     value: Annotated[str, typer.Argument(help="Its value, JSON; text may go without quotation marks.")],
 ) -> int:
-    """Set one value for every gateway of the queue; it is checked before it is stored.
+    """Set one value for every gateway of the queue. It is checked before it is stored.
 
     \b
     Running gateways take up slots, limits, rollout and the log level at once; for all
@@ -177,7 +177,7 @@ def import_legacy(
         str | None, typer.Option("--workers", help='Its variable WORKERS, as in "comfyui:2,simulation:4".')
     ] = None,
 ) -> int:
-    """Translate the replaced system's settings into a TOML file, printed; nothing is changed.
+    """Translate the replaced system's settings into TOML. It is printed; nothing is changed.
 
     \b
     Examples:

@@ -36,7 +36,7 @@ def register_service(
     once: Annotated[bool, typer.Option("--once", help="Register once instead of until Ctrl-C.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Sign it off.")] = False,
 ) -> int:
-    """Tell the gateways of a queue where a service is, for as long as this command runs.
+    """Tell the gateways where a service is. The entry lives as long as this command runs.
 
     \b
     Beside a service it is its sidecar: the entry is renewed until SIGTERM or Ctrl-C and
@@ -132,7 +132,7 @@ def services(common: Common) -> int:
 
 
 def workers(common: Common) -> int:
-    """Show the workers as they registered themselves: endpoints, health, breakers, slots.
+    """Show the workers with their endpoints, breakers and slots. They tell it themselves.
 
     \b
     Example:

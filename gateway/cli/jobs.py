@@ -254,7 +254,7 @@ def watch(
         str | None, typer.Option(help="Resume after this id (a job) or cursor (the queue).")
     ] = None,
 ) -> int:
-    """Follow a job's progress until it ends, or the queue's events until Ctrl-C.
+    """Follow a job until it ends, or the queue's events. Ctrl-C ends it.
 
     \b
     Exit code 1 when the job ends dead or cancelled.
@@ -331,7 +331,7 @@ def cancel(
     common: Common,
     jobs: Annotated[list[str], typer.Argument(help="Ids of jobs.")],
 ) -> int:
-    """Stop jobs: waiting ones end at once, running ones are told through their lease.
+    """Stop jobs. Waiting ones end at once, running ones are told through their lease.
 
     \b
     Exit code 3 when a job is unknown.
@@ -351,7 +351,7 @@ def cancel(
 
 
 def explain(common: Common, job: Annotated[str, typer.Argument(help="The job's id.")]) -> int:
-    """Say why a job waits, who could run it, which requirements are unmet, and what happened to it so far.
+    """Say why a job waits, and what happened to it so far. Also who could run it, and which requirements are unmet.
 
     \b
     Example:

@@ -49,7 +49,7 @@ def import_legacy(
         bool, typer.Option("--allow-unknown-service", help="Also take jobs for services nobody serves yet.")
     ] = False,
 ) -> int:
-    """Take over the jobs of the replaced system (jobs:pending, job:ID); a dry run unless --apply is given.
+    """Take over the replaced system's jobs. A dry run unless --apply is given (jobs:pending, job:ID).
 
     Nothing there is changed or deleted. Jobs keep their ids, so running it twice takes no job twice.
     Exit code 1 when a job was refused; each is listed with its reason.

@@ -19,7 +19,7 @@ _NAME = typer.Argument(help="Its name; '*' stands for all tenants without a limi
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        help="Limits of the whole queue: running jobs and starts per service and tenant, aging of priority.",
+        help="Limits per service and tenant, and aging of priority.",
         no_args_is_help=True,
     )
     app.add_typer(group, name="limits")
@@ -74,7 +74,7 @@ def set_limit(
     rate_s: Annotated[float, typer.Option(help="The period of --rate, seconds.")] = 1.0,
     burst: Annotated[int, typer.Option(help="Starts that may come at once after a quiet time.")] = 1,
 ) -> int:
-    """Limit a service or a tenant; every later claim of every gateway obeys it.
+    """Limit a service or a tenant. Every later claim of every gateway obeys it.
 
     \b
     Examples:
@@ -108,7 +108,7 @@ def aging(
         float | None, typer.Argument(help="Seconds of waiting per level of priority; absent: the default.")
     ] = None,
 ) -> int:
-    """Set how much waiting weighs as much as one level of priority, for jobs submitted from now on.
+    """Set how fast waiting raises priority. It holds for jobs submitted from now on.
 
     \b
     Examples:
@@ -121,7 +121,7 @@ def aging(
 
 
 def apply(common: Common) -> int:
-    """Make the limits of the configuration the queue's; others that the queue has stay.
+    """Make the limits of the configuration the queue's. Others that the queue has stay.
 
     \b
     Example:

@@ -59,7 +59,7 @@ def dead_requeue(
     jobs: Annotated[list[str] | None, typer.Argument(help="Ids of dead letters.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All present dead letters.")] = False,
 ) -> int:
-    """Give dead letters a new life, with all their attempts, without deadline and parents.
+    """Give dead letters a new life. They get all their attempts, and no deadline or parents.
 
     \b
     Exit code 3 when a job is unknown, 1 when one is not dead or another job has
@@ -87,7 +87,7 @@ def dead_requeue(
 
 
 def pause(common: Common) -> int:
-    """Let no worker claim from this queue until `resume`; running jobs go on.
+    """Let no worker claim until `resume`. Running jobs go on.
 
     \b
     Example:

@@ -16,7 +16,7 @@ _NAME = typer.Argument(help="Name of the worker in the configuration; '*' means 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
-        help="Gradual rollouts: a candidate beside a worker's own connector or endpoint, for a share of its jobs.",
+        help="Gradual rollouts: a candidate for a share of the jobs.",
         no_args_is_help=True,
     )
     app.add_typer(group, name="rollout")
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(common: Common) -> int:
-    """Show each worker's rollout: its share, how both sides fare, and why one was stopped.
+    """Show each worker's rollout, and how both sides fare. Its share too, and why one was stopped.
 
     \b
     Example:
@@ -68,7 +68,7 @@ def set_share(
     name: Annotated[str, _NAME],
     percent: Annotated[float, typer.Option("--percent", min=0.0, max=100.0, help="Share of the jobs.")],
 ) -> int:
-    """Send this share of a worker's jobs to its candidate, in every gateway, from now on.
+    """Send a share of a worker's jobs to its candidate. It holds in every gateway, from now on.
 
     \b
     Which jobs follows from their ids: a larger share only adds jobs. A rollout that was
@@ -86,7 +86,7 @@ def abort(
     name: Annotated[str, _NAME],
     reason: Annotated[str, typer.Option("--reason", help="Told to whoever looks.")] = "by hand",
 ) -> int:
-    """Send no job to the candidate any more, in every gateway; what runs there is finished.
+    """Send no job to the candidate any more. It holds in every gateway; what runs there is finished.
 
     \b
     Example:

@@ -60,7 +60,7 @@ def add(
     expires_in: options.ExpiresIn = None,
     allow_unknown_service: options.AnyService = False,
 ) -> int:
-    """Submit a job at every instant of a cron expression: exactly one per instant, whichever gateways run.
+    """Submit a job at every instant of a cron expression. Exactly one per instant, whichever gateways run.
 
     \b
     Examples:
@@ -168,7 +168,7 @@ def pause(common: Common, names: Names) -> int:
 
 
 def resume(common: Common, names: Names) -> int:
-    """Let paused schedules go on with their next instant from now; what passed meanwhile is not caught up.
+    """Let paused schedules go on with their next instant. What passed meanwhile is not caught up.
 
     \b
     Exit code 3 when one is unknown.
@@ -181,7 +181,7 @@ def resume(common: Common, names: Names) -> int:
 
 
 def run_now(common: Common, name: Annotated[str, typer.Argument(help="Name of the schedule.")]) -> int:
-    """Submit one job of a schedule at once, besides its instants; prints its id.
+    """Submit one job of a schedule at once. Prints its id; the schedule's instants stay.
 
     \b
     Example:

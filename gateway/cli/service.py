@@ -50,7 +50,7 @@ def run(
         int | None, typer.Option(help="Serve /metrics, /livez and /readyz on this port; 0 takes a free one.")
     ] = None,
 ) -> int:
-    """Claim jobs and run them until SIGTERM or Ctrl-C; a second one stops at once.
+    """Claim jobs and run them until SIGTERM or Ctrl-C. A second one stops at once.
 
     \b
     Examples:
@@ -140,7 +140,7 @@ def _pages(
 
 
 def demo(common: Common) -> int:
-    """Run a small fleet against simulated services with faults, kill a gateway meanwhile, and print what held.
+    """Run a small fleet with faults, and print what held. One gateway is killed meanwhile.
 
     \b
     Example:

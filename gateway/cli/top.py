@@ -42,7 +42,7 @@ def top(
     ] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show one view and end.")] = False,
 ) -> int:
-    """Watch a queue: jobs, rates, slots, breakers, workers and services, until Ctrl-C.
+    """Watch jobs, rates, workers and services live, until Ctrl-C.
 
     \b
     On a terminal the view is redrawn in place; elsewhere each view is a block of text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -105,6 +106,24 @@ async def test_status_page(site: Site) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert "&lt;script&gt;" in page.text
     assert "<script>" not in page.text
+
+
+async def test_status_page_is_read_by_people(site: Site) -> None:
+    """A browser gets words instead of keys, fits a small screen, and sees at once which worker does not claim."""
+    site.status |= {"loop_lag_s": 0.0012, "restart_needed": ""}
+    well = {"worker": "m/a", "endpoint": "http://127.0.0.1:9", "healthy": True, "refusal": ""}
+    site.status["workers"] = [well, {**well, "worker": "m/b", "refusal": "breaker open"}]
+    page = (await site.get("/", accept="text/html")).text
+    assert "<dt>event loop lag, s</dt><dd>0.001</dd>" in page
+    assert "<dt>restart needed for</dt><dd>nothing</dd>" in page
+    assert "_" not in re.sub(r"<style>.*</style>", "", page)
+    assert 'name="viewport"' in page
+    assert re.findall(r"<tr( class=\"bad\")?><td>(m/.)", page) == [("", "m/a"), (' class="bad"', "m/b")]
+    assert "<td>claims</td>" in page
+    site.status["workers"] = []
+    empty = (await site.get("/", accept="text/html")).text
+    assert "<table" not in empty
+    assert "workers: none is configured" in empty
 
 
 async def test_other_paths_and_methods_are_refused(site: Site) -> None:
