@@ -170,7 +170,7 @@ def decode_class(class_id: str, encoded: bytes | str) -> JobClass:
 def unmet(requires: Mapping[str, Any], capabilities: Mapping[str, Any]) -> list[str]:
     """The predicates that these capabilities do not satisfy, as readable lines; empty means a match."""
     return [
-        f"{name} {operator} {value!r} (worker has {capabilities.get(name, 'nothing')!r})"
+        f"{name} {operator} {value!r} (worker has {repr(capabilities[name]) if name in capabilities else 'nothing'})"
         for name, predicate in requires.items()
         for operator, value in predicate.items()
         if not _holds(operator, value, capabilities.get(name))

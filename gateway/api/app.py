@@ -117,6 +117,7 @@ _STYLE = (
     "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.5rem}dt{color:var(--dim)}dd{margin:0}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
     "th,td{text-align:left;padding:.3rem 1.2rem .3rem 0;border-bottom:1px solid var(--line);white-space:nowrap}"
+    "td:last-child{white-space:normal;min-width:16rem}"
     "th{color:var(--dim);font-weight:400}a{color:inherit;margin-right:1rem}"
 )
 #: Words for keys of the status; other keys are shown with spaces for underscores.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.common import Common, command
-from gateway.cli.output import write_json, write_line, write_table
+from gateway.cli.output import count, write_json, write_line, write_table
 
 EXIT_BAD = 1
 
@@ -95,8 +95,8 @@ def doctor(common: Common) -> int:
     write_table(("", "check", "found", "remedy"), rows)
     warnings = sum(finding.level is Level.WARN for finding in findings)
     counts = [
-        f"{len(bad)} problem(s)" if bad else "no problem",
-        *([f"{warnings} warning(s)"] * bool(warnings)),
+        count(len(bad), "problem") if bad else "no problem",
+        *([count(warnings, "warning")] * bool(warnings)),
     ]
     write_line(", ".join(counts) if bad or warnings else "all well")
     return EXIT_BAD if bad else 0

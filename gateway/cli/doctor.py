@@ -296,7 +296,7 @@ def _examine_workers(settings: GatewayConfig, registry: list[RegisteredService])
         return [Finding("workers", Level.WARN, "none configured", remedy)]
     import trio
 
-    from gateway.discovery import resolve
+    from gateway.discovery import candidate_places, resolve
 
     findings: list[Finding] = []
     places: list[tuple[str, WorkerConfig, Place]] = []
@@ -310,6 +310,16 @@ def _examine_workers(settings: GatewayConfig, registry: list[RegisteredService])
             remedy = "register the service (`gateway register`), or say where it is"
             findings.append(Finding(f"worker {name}", Level.BAD, found.problem, remedy))
         places += [(name, worker, place) for place in found.places]
+        if (rollout := worker.rollout) is not None:
+            options = worker.options if rollout.options is None else rollout.options
+            changed = {"connector": rollout.connector or worker.connector, "options": options}
+            try:
+                candidates = candidate_places(name, worker)
+            except ConfigError as error:
+                finding = Finding(f"worker {name}.rollout", Level.BAD, str(error), f"correct workers.{name}")
+                findings.append(finding)
+                continue
+            places += [(f"{name}.rollout", worker.model_copy(update=changed), place) for place in candidates]
 
     async def probe() -> list[Finding]:
         return [await _examine_place(name, worker, place, settings) for name, worker, place in places]
@@ -343,7 +353,7 @@ async def _examine_place(name: str, worker: WorkerConfig, place: Place, settings
         with trio.move_on_after(settings.health.probe_timeout_s):
             report = await connector.health()
             if report.healthy:
-                return Finding(check, Level.OK, f"{where}: {report.detail}")
+                return Finding(check, Level.OK, f"{where}: healthy ({report.detail})")
             return Finding(
                 check, Level.BAD, f"{where}: {report.detail}", "start the service or correct its address"
             )

@@ -357,6 +357,8 @@ def explain(common: Common, job: Annotated[str, typer.Argument(help="The job's i
     Example:
       gateway explain 01a20a1a-8d87-7d01-820d-1bf8b3a6683b
     """
+    from gateway.models import TERMINAL_STATES
+
     with common.client() as client:
         found = client.explain(job)
     if common.json:
@@ -368,7 +370,7 @@ def explain(common: Common, job: Annotated[str, typer.Argument(help="The job's i
     )
     for sentence in found.summary:
         write_line(f"  {sentence}")
-    if found.workers:
+    if found.workers and found.state not in TERMINAL_STATES:
         rows = [
             (
                 worker.worker_id,

@@ -64,11 +64,13 @@ def console() -> Console:
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
     """A table for people; cells are plain text, never markup."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     table = Table(
-        *columns,
+        *(
+            Column(name, overflow="fold") for name in columns
+        ),  # what does not fit goes on below: nothing is cut
         title=title or None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -107,6 +109,11 @@ def complain(kind: str, message: str, code: int, *, as_json: bool) -> int:
         text = "error: " + printable(" ".join(message.split()))
     sys.stderr.write(text + "\n")
     return code
+
+
+def count(number: int, thing: str) -> str:
+    """A number of things for people."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def age(milliseconds: float) -> str:

@@ -28,6 +28,9 @@ EVENTS_MAX = 20_000
 WIDTH_FULL, WIDTH_MIDDLE = 100, 64
 #: Lines of a table beside its rows: a blank one, two of its head, and how many more there are.
 TABLE_LINES = 4
+#: Columns that are cut where the width is short, the least that is left of one, and the space between two.
+ELASTIC = frozenset({"state", "address", "endpoint", "used by"})
+ELASTIC_MIN, GAP = 4, 3
 
 
 def register(app: typer.Typer) -> None:
@@ -254,7 +257,7 @@ def _workers(rows: Sequence[WorkerRow], width: int, rows_max: int) -> list[Rende
         for row in rows[:rows_max]
     ]
     styles = ["" if row.well else "red" for row in rows]
-    return _table(columns, cells, styles, len(rows) - rows_max, "workers")
+    return _table(columns, cells, styles, len(rows) - rows_max, "workers", width)
 
 
 def _breakers(breakers: dict[str, int]) -> str:
@@ -281,11 +284,16 @@ def _services(rows: Sequence[ServiceRow], width: int, rows_max: int) -> list[Ren
         for row in rows[:rows_max]
     ]
     styles = ["" if row.healthy and not row.overtaken_by else "red" for row in rows]
-    return _table(columns, cells, styles, len(rows) - rows_max, "services")
+    return _table(columns, cells, styles, len(rows) - rows_max, "services", width)
 
 
 def _table(
-    columns: Sequence[str], cells: Sequence[dict[str, str]], styles: Sequence[str], more: int, what: str
+    columns: Sequence[str],
+    cells: Sequence[dict[str, str]],
+    styles: Sequence[str],
+    more: int,
+    what: str,
+    width: int,
 ) -> list[RenderableType]:
     """A table whose rows take one line each, and how many did not fit."""
     from rich import box
@@ -293,9 +301,20 @@ def _table(
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis")
+    for column, most in _widths(columns, cells, width).items():
+        table.add_column(column, no_wrap=True, overflow="ellipsis", max_width=most)
     for row, style in zip(cells, styles, strict=False):
         table.add_row(*(Text(printable(row[column]), style) for column in columns))
     left = [Text(f"and {more} more {what}")] if more > 0 else []
     return [Text(""), table, *left]
+
+
+def _widths(columns: Sequence[str], cells: Sequence[dict[str, str]], width: int) -> dict[str, int]:
+    """Widths at which a table fits: what may be long is cut, the longest first, before any name or number is."""
+    widths = {column: max(len(column), *(len(row[column]) for row in cells)) for column in columns}
+    excess = sum(widths.values()) + GAP * (len(columns) - 1) - width
+    for column in sorted(ELASTIC & set(columns), key=lambda name: (-widths[name], name)):
+        cut = min(max(excess, 0), max(widths[column] - ELASTIC_MIN, 0))
+        widths[column] -= cut
+        excess -= cut
+    return widths

@@ -66,19 +66,16 @@ async def denied(link: Link, keys: QueueKeys) -> list[Denied]:
     """
     found = []
     await link.command(b"MULTI")
-    made = link.connections_made
-    try:
-        for purpose, parts in probes(keys):
-            try:
-                await link.command(*parts)
-            except StoreForbidden as error:
-                found.append(Denied(purpose, str(parts[0]), str(error)))
-            except StoreRejected:  # for another reason, such as its memory: not what is asked here
-                continue
-            except StoreUnavailable as error:  # such as a replica's: it answered, and its user has the right
-                if error.outcome_unknown:
-                    raise
-    finally:
-        if link.connections_made == made:
-            await link.command(b"DISCARD")
+    for purpose, parts in probes(keys):
+        try:
+            await link.command(*parts)
+        except StoreForbidden as error:
+            found.append(Denied(purpose, str(parts[0]), str(error)))
+        except StoreRejected:  # for another reason, such as its memory: not what is asked here
+            continue
+        except StoreUnavailable as error:
+            if error.outcome_unknown:  # the connection is closed, and the transaction with it
+                raise
+            # Else it answered, as a replica does: its user has the right.
+    await link.command(b"DISCARD")
     return found

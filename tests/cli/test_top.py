@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -88,6 +89,18 @@ def test_a_view_fits_its_terminal(width: int, workers: int, services: int) -> No
     assert ("no worker is registered" in text.replace("\n", " ")) is (workers == 0)
     assert ("more workers" in text) is (workers == 100)
     assert ("more services" in text) is (services == 100)
+
+
+@pytest.mark.parametrize("width", [38, 64, 80, 120])
+def test_a_long_reason_hides_no_name(width: int) -> None:
+    """However long a worker's reason is, its name and its slots stay whole; without a terminal so does the reason."""
+    reason = "unhealthy: GET http://10.0.0.1:8188/health: 10.0.0.1:8188 refused the connection"
+    shown = msgspec.structs.replace(view(0), workers=(row("machine-1/comfyui-gpu0", reason),))
+    line = next(line for line in drawn(shown, width) if line.startswith("machine-1"))
+    assert line.startswith("machine-1/comfyui-gpu0")
+    assert "1/2" in line
+    assert len(line) <= width
+    assert reason in "".join(drawn(shown, 1000))
 
 
 def test_the_width_decides_the_columns() -> None:
