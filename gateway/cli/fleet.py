@@ -114,7 +114,7 @@ def services(common: Common) -> int:
         write_json([{**msgspec.to_builtins(row), "state": row.state} for row in found])
         return 0
     if not found:
-        write_line("no service is registered; `gateway register` or the service's own sidecar does that")
+        write_line("no service is registered")
         return 0
     rows = [
         (
