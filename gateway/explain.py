@@ -169,6 +169,7 @@ _PHRASES = {
     EventType.REQUEUED: "requeued by an operator",
     EventType.CANCEL_REQUESTED: "cancel requested, told through its lease",
     EventType.REFUSED: "a late write under an old lease was refused",
+    EventType.CONFIGURED: "an operator, or a rollout's judge, changed the fleet's settings",
 }
 _CHARGED = frozenset({EventType.RETRIED, EventType.RETRIED_LATER})
 
