@@ -189,7 +189,7 @@ def test_a_sidecar_registers_and_signs_off(fleet: Fleet) -> None:
     assert call(*once, "--unhealthy", **fleet.place).stdout == "y registered\n"
     assert "unhealthy" in call("services", **fleet.place).stdout
     assert call("register", "y", "--remove", **fleet.place).stdout == "y signed off\n"
-    assert call("services", **fleet.place).stdout == "no service is registered\n"
+    assert call("services", **fleet.place).stdout.startswith("no service is registered")
 
 
 @pytest.mark.parametrize(
