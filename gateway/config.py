@@ -268,10 +268,14 @@ class TelemetryConfig(Section):
 
 
 class ApiConfig(Section):
-    """The gateway's own HTTP page with /metrics, /livez and /readyz; port 0 takes a free one, absent means off."""
+    """The gateway's own HTTP page with /metrics, /livez and /readyz; port 0 takes a free one, absent means off.
+
+    ``registration`` lets whoever reaches it register services, without a password.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    registration: bool = False
 
 
 class DiscoveryConfig(Section):

@@ -81,6 +81,18 @@ def decode_entry(data: bytes) -> ServiceEntry | None:
         return None
 
 
+def check_service_id(service_id: str) -> None:
+    """Refuse what is no name of an entry.
+
+    Raises:
+        InvalidRegistration: says what a name is made of.
+    """
+    if not _ID.fullmatch(service_id):
+        raise InvalidRegistration(
+            f"service id {service_id!r}: use 1 to 128 letters, digits, '.', ':', '/', '-' or '_'"
+        )
+
+
 def check_registration(service_id: str, entry: ServiceEntry, ttl_s: float) -> None:
     """Refuse an entry that no worker could use.
 
@@ -91,10 +103,7 @@ def check_registration(service_id: str, entry: ServiceEntry, ttl_s: float) -> No
     Raises:
         InvalidRegistration: names the field and the value.
     """
-    if not _ID.fullmatch(service_id):
-        raise InvalidRegistration(
-            f"service id {service_id!r}: use 1 to 128 letters, digits, '.', ':', '/', '-' or '_'"
-        )
+    check_service_id(service_id)
     if not _WORD.fullmatch(entry.service):
         raise InvalidRegistration(f"service {entry.service!r}: use lower case letters, digits, '.' or '_'")
     if entry.protocol not in PROTOCOLS:

@@ -1,11 +1,12 @@
 """Serves /metrics, /livez, /readyz and a small status page, on the loopback address unless told otherwise.
 
-The pages have no authentication and change nothing; what they show (names of queues, workers and endpoints) is for
-the operator's own network.
+The pages have no authentication and change nothing, unless ``api.registration`` lets sidecars register services; what
+they show (names of queues, workers and endpoints) is for the operator's own network.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import html
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import trio
 
+from gateway.api.services import BODY_BYTES_MAX, SERVICES_PREFIX, ServicePages, ServicesStore
 from gateway.config import ApiConfig
 from gateway.errors import ConfigError
 from protocols.http_responder import Responder, ServerRequest
@@ -64,7 +66,7 @@ def unready(status: Mapping[str, Any]) -> list[str]:
 class _Pages:
     """The handlers, by path."""
 
-    def __init__(self, telemetry: Measured, status: Status) -> None:
+    def __init__(self, telemetry: Measured, status: Status, services: ServicesStore | None) -> None:
         self._telemetry = telemetry
         self._status = status
         self._paths: dict[str, Callable[[ServerRequest, Responder], Awaitable[None]]] = {
@@ -73,11 +75,15 @@ class _Pages:
             "/livez": self._live,
             "/readyz": self._ready,
         }
+        self._services = ServicePages(services)
+        self._known = [*self._paths, *([] if services is None else [f"{SERVICES_PREFIX}ID"])]
 
     async def handle(self, request: ServerRequest, responder: Responder) -> None:
         page = self._paths.get(request.path)
-        if page is None:
-            await responder.send_json(404, {"error": "not found", "known": list(self._paths)})
+        if request.path.startswith(SERVICES_PREFIX):
+            await self._services.handle(request, responder)
+        elif page is None:
+            await responder.send_json(404, {"error": "not found", "known": self._known})
         elif request.method not in ("GET", "HEAD"):
             await responder.send_json(405, {"error": "only GET and HEAD"}, {"allow": "GET, HEAD"})
         else:
@@ -185,6 +191,7 @@ async def serve_api(
     telemetry: Measured,
     status: Status,
     *,
+    services: ServicesStore | None = None,
     task_status: trio.TaskStatus[ServerHandle] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the pages until cancelled; start it with ``nursery.start``, which returns a handle with ``port``.
@@ -194,6 +201,7 @@ async def serve_api(
         telemetry: source of the metrics and of the event loop's lag.
         status: called for each page. Keys: ``draining`` and ``store_available`` (true or false), ``workers`` (a list
             of flat mappings with at least ``healthy``); whatever else is there is shown on the status page.
+        services: the store for services that register here; used only with ``config.registration``.
         task_status: receives the handle once connections are accepted.
 
     Raises:
@@ -201,9 +209,11 @@ async def serve_api(
     """
     if config.port is None:
         raise ConfigError("api.port: not set, so there is nothing to serve")
-    serve = functools.partial(serve_http, host=config.host, port=config.port, limits=_LIMITS)
+    allowed = services if config.registration else None
+    limits = _LIMITS if allowed is None else dataclasses.replace(_LIMITS, body_bytes_max=BODY_BYTES_MAX)
+    serve = functools.partial(serve_http, host=config.host, port=config.port, limits=limits)
     try:
-        await serve(_Pages(telemetry, status).handle, task_status=task_status)
+        await serve(_Pages(telemetry, status, allowed).handle, task_status=task_status)
     except OSError as error:
         raise _refused(config, error) from None
 

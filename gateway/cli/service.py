@@ -132,7 +132,7 @@ def _pages(
 
         async def pages(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
             told: Any = Told(task_status)
-            await serve_api(settings.api, telemetry, gateway.status, task_status=told)
+            await serve_api(settings.api, telemetry, gateway.status, services=gateway.store, task_status=told)
 
         return (pages,)
 
