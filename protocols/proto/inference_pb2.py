@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotocols/proto/inference.proto\x12\x16trio_gateway.inference\"\x13\n\x11ServerLiveRequest\"\"\n\x12ServerLiveResponse\x12\x0c\n\x04live\x18\x01 \x01(\x08\"\x14\n\x12ServerReadyRequest\"$\n\x13ServerReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"2\n\x11ModelReadyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"#\n\x12ModelReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"\x99\x01\n\x0eInferParameter\x12\x14\n\nbool_param\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_param\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_param\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64ouble_param\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cuint64_param\x18\x05 \x01(\x04H\x00\x42\x12\n\x10parameter_choice\"\xd0\x01\n\x13InferTensorContents\x12\x15\n\rbool_contents\x18\x01 \x03(\x08\x12\x14\n\x0cint_contents\x18\x02 \x03(\x05\x12\x16\n\x0eint64_contents\x18\x03 \x03(\x03\x12\x15\n\ruint_contents\x18\x04 \x03(\r\x12\x17\n\x0fuint64_contents\x18\x05 \x03(\x04\x12\x15\n\rfp32_contents\x18\x06 \x03(\x02\x12\x15\n\rfp64_contents\x18\x07 \x03(\x01\x12\x16\n\x0e\x62ytes_contents\x18\x08 \x03(\x0c\"\xe3\x07\n\x11ModelInferRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12M\n\nparameters\x18\x04 \x03(\x0b\x32\x39.trio_gateway.inference.ModelInferRequest.ParametersEntry\x12J\n\x06inputs\x18\x05 \x03(\x0b\x32:.trio_gateway.inference.ModelInferRequest.InferInputTensor\x12U\n\x07outputs\x18\x06 \x03(\x0b\x32\x44.trio_gateway.inference.ModelInferRequest.InferRequestedOutputTensor\x12\x1a\n\x12raw_input_contents\x18\x07 \x03(\x0c\x1a\xbb\x02\n\x10InferInputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12^\n\nparameters\x18\x04 \x03(\x0b\x32J.trio_gateway.inference.ModelInferRequest.InferInputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.trio_gateway.inference.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x1a\xef\x01\n\x1aInferRequestedOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12h\n\nparameters\x18\x02 \x03(\x0b\x32T.trio_gateway.inference.ModelInferRequest.InferRequestedOutputTensor.ParametersEntry\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\"\xa3\x05\n\x12ModelInferResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12N\n\nparameters\x18\x04 \x03(\x0b\x32:.trio_gateway.inference.ModelInferResponse.ParametersEntry\x12M\n\x07outputs\x18\x05 \x03(\x0b\x32<.trio_gateway.inference.ModelInferResponse.InferOutputTensor\x12\x1b\n\x13raw_output_contents\x18\x06 \x03(\x0c\x1a\xbe\x02\n\x11InferOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12`\n\nparameters\x18\x04 \x03(\x0b\x32L.trio_gateway.inference.ModelInferResponse.InferOutputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.trio_gateway.inference.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fprotocols/proto/inference.proto\x12\x16trio_gateway.inference\"\x13\n\x11ServerLiveRequest\"\"\n\x12ServerLiveResponse\x12\x0c\n\x04live\x18\x01 \x01(\x08\"\x14\n\x12ServerReadyRequest\"$\n\x13ServerReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"2\n\x11ModelReadyRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"#\n\x12ModelReadyResponse\x12\r\n\x05ready\x18\x01 \x01(\x08\"@\n\x16RepositoryIndexRequest\x12\x17\n\x0frepository_name\x18\x01 \x01(\t\x12\r\n\x05ready\x18\x02 \x01(\x08\"\xb1\x01\n\x17RepositoryIndexResponse\x12J\n\x06models\x18\x01 \x03(\x0b\x32:.trio_gateway.inference.RepositoryIndexResponse.ModelIndex\x1aJ\n\nModelIndex\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x99\x01\n\x0eInferParameter\x12\x14\n\nbool_param\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bint64_param\x18\x02 \x01(\x03H\x00\x12\x16\n\x0cstring_param\x18\x03 \x01(\tH\x00\x12\x16\n\x0c\x64ouble_param\x18\x04 \x01(\x01H\x00\x12\x16\n\x0cuint64_param\x18\x05 \x01(\x04H\x00\x42\x12\n\x10parameter_choice\"\xd0\x01\n\x13InferTensorContents\x12\x15\n\rbool_contents\x18\x01 \x03(\x08\x12\x14\n\x0cint_contents\x18\x02 \x03(\x05\x12\x16\n\x0eint64_contents\x18\x03 \x03(\x03\x12\x15\n\ruint_contents\x18\x04 \x03(\r\x12\x17\n\x0fuint64_contents\x18\x05 \x03(\x04\x12\x15\n\rfp32_contents\x18\x06 \x03(\x02\x12\x15\n\rfp64_contents\x18\x07 \x03(\x01\x12\x16\n\x0e\x62ytes_contents\x18\x08 \x03(\x0c\"\xe3\x07\n\x11ModelInferRequest\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12M\n\nparameters\x18\x04 \x03(\x0b\x32\x39.trio_gateway.inference.ModelInferRequest.ParametersEntry\x12J\n\x06inputs\x18\x05 \x03(\x0b\x32:.trio_gateway.inference.ModelInferRequest.InferInputTensor\x12U\n\x07outputs\x18\x06 \x03(\x0b\x32\x44.trio_gateway.inference.ModelInferRequest.InferRequestedOutputTensor\x12\x1a\n\x12raw_input_contents\x18\x07 \x03(\x0c\x1a\xbb\x02\n\x10InferInputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12^\n\nparameters\x18\x04 \x03(\x0b\x32J.trio_gateway.inference.ModelInferRequest.InferInputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.trio_gateway.inference.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x1a\xef\x01\n\x1aInferRequestedOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12h\n\nparameters\x18\x02 \x03(\x0b\x32T.trio_gateway.inference.ModelInferRequest.InferRequestedOutputTensor.ParametersEntry\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\"\xa3\x05\n\x12ModelInferResponse\x12\x12\n\nmodel_name\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\x12N\n\nparameters\x18\x04 \x03(\x0b\x32:.trio_gateway.inference.ModelInferResponse.ParametersEntry\x12M\n\x07outputs\x18\x05 \x03(\x0b\x32<.trio_gateway.inference.ModelInferResponse.InferOutputTensor\x12\x1b\n\x13raw_output_contents\x18\x06 \x03(\x0c\x1a\xbe\x02\n\x11InferOutputTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64\x61tatype\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12`\n\nparameters\x18\x04 \x03(\x0b\x32L.trio_gateway.inference.ModelInferResponse.InferOutputTensor.ParametersEntry\x12=\n\x08\x63ontents\x18\x05 \x01(\x0b\x32+.trio_gateway.inference.InferTensorContents\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x1aY\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.trio_gateway.inference.InferParameter:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,28 +53,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELREADYREQUEST']._serialized_end=226
   _globals['_MODELREADYRESPONSE']._serialized_start=228
   _globals['_MODELREADYRESPONSE']._serialized_end=263
-  _globals['_INFERPARAMETER']._serialized_start=266
-  _globals['_INFERPARAMETER']._serialized_end=419
-  _globals['_INFERTENSORCONTENTS']._serialized_start=422
-  _globals['_INFERTENSORCONTENTS']._serialized_end=630
-  _globals['_MODELINFERREQUEST']._serialized_start=633
-  _globals['_MODELINFERREQUEST']._serialized_end=1628
-  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_start=980
-  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_end=1295
-  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_start=1206
-  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_end=1295
-  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_start=1298
-  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_end=1537
-  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1206
-  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1295
-  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_start=1206
-  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_end=1295
-  _globals['_MODELINFERRESPONSE']._serialized_start=1631
-  _globals['_MODELINFERRESPONSE']._serialized_end=2306
-  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_start=1897
-  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_end=2215
-  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1206
-  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1295
-  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_start=1206
-  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_end=1295
+  _globals['_REPOSITORYINDEXREQUEST']._serialized_start=265
+  _globals['_REPOSITORYINDEXREQUEST']._serialized_end=329
+  _globals['_REPOSITORYINDEXRESPONSE']._serialized_start=332
+  _globals['_REPOSITORYINDEXRESPONSE']._serialized_end=509
+  _globals['_REPOSITORYINDEXRESPONSE_MODELINDEX']._serialized_start=435
+  _globals['_REPOSITORYINDEXRESPONSE_MODELINDEX']._serialized_end=509
+  _globals['_INFERPARAMETER']._serialized_start=512
+  _globals['_INFERPARAMETER']._serialized_end=665
+  _globals['_INFERTENSORCONTENTS']._serialized_start=668
+  _globals['_INFERTENSORCONTENTS']._serialized_end=876
+  _globals['_MODELINFERREQUEST']._serialized_start=879
+  _globals['_MODELINFERREQUEST']._serialized_end=1874
+  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_start=1226
+  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR']._serialized_end=1541
+  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_start=1452
+  _globals['_MODELINFERREQUEST_INFERINPUTTENSOR_PARAMETERSENTRY']._serialized_end=1541
+  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_start=1544
+  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR']._serialized_end=1783
+  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1452
+  _globals['_MODELINFERREQUEST_INFERREQUESTEDOUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1541
+  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_start=1452
+  _globals['_MODELINFERREQUEST_PARAMETERSENTRY']._serialized_end=1541
+  _globals['_MODELINFERRESPONSE']._serialized_start=1877
+  _globals['_MODELINFERRESPONSE']._serialized_end=2552
+  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_start=2143
+  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR']._serialized_end=2461
+  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_start=1452
+  _globals['_MODELINFERRESPONSE_INFEROUTPUTTENSOR_PARAMETERSENTRY']._serialized_end=1541
+  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_start=1452
+  _globals['_MODELINFERRESPONSE_PARAMETERSENTRY']._serialized_end=1541
 # @@protoc_insertion_point(module_scope)

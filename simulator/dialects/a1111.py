@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import trio
 
-from gateway.connectors.a1111.wire import INTERRUPT_PATH, PROGRESS_PATH, TASK_ID
+from gateway.connectors.a1111.wire import INTERRUPT_PATH, MODELS_PATH, PROGRESS_PATH, TASK_ID
 from gateway.connectors.simulation.wire import (
     ErrorKind,
     ErrorReply,
@@ -99,6 +99,9 @@ class A1111Service(WebTwin[Oddities]):
             names = [{"name": name, "aliases": [], "options": {}} for name in words.SAMPLERS]
             down = ServiceFailure(kind=ErrorKind.UNAVAILABLE, message="simulated: failing")
             await (self._send(200, names, responder) if reply.status == 200 else self._fail(down, responder))
+        elif path == MODELS_PATH and method == "GET":
+            models = words.models(self.service.config.models)
+            await self._other(self.service.greet(now_s, caller), responder, lambda: models)
         elif path == "/internal/ping":
             await self._send(200, {}, responder)
         else:
@@ -114,9 +117,7 @@ class A1111Service(WebTwin[Oddities]):
         headers = {**self.shell.instance_header, "www-authenticate": "Basic"}
         await responder.send_json(status, body, headers)
 
-    async def _other(
-        self, fault: Reply | None, responder: Responder, answer: Callable[[], dict[str, Any]]
-    ) -> None:
+    async def _other(self, fault: Reply | None, responder: Responder, answer: Callable[[], Any]) -> None:
         """Answer a request that is no generation, or show the fault that it meets."""
         self.shell.wake()
         if fault is not None:

@@ -66,6 +66,21 @@ def invalid(member: str, message: str) -> tuple[int, dict[str, Any]]:
     return 422, {"detail": [{"loc": ["body", member], "msg": message, "type": "value_error"}]}
 
 
+def models(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The list of checkpoints."""
+    return [
+        {
+            "title": f"{name}.safetensors",
+            "model_name": name,
+            "hash": None,
+            "sha256": None,
+            "filename": f"/models/{name}.safetensors",
+            "config": None,
+        }
+        for name in names
+    ]
+
+
 def progress(job: Job | None, oddities: Oddities, *, interrupted: bool, image: bool) -> dict[str, Any]:
     """What the server does just now, for whomever."""
     state: dict[str, Any] = {

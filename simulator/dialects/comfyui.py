@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 import trio
 
+from gateway.connectors.comfyui.wire import CHECKPOINTS_PATH, LOADER_PATH
 from gateway.connectors.simulation.wire import (
     ErrorKind,
     FailureWish,
@@ -81,6 +82,7 @@ class ComfyUIService(HTTPServed[ComfyUIShell]):
         random_for: random stream by knob name, see ``simulator.seeding.streams``.
         sink: called with each new journal entry.
         jobs_api: serve ``GET /api/jobs`` as servers of 2026 do.
+        models_api: serve ``GET /models/checkpoints``, which older servers lack.
         own_ids: choose every prompt's id as older servers do, whatever the caller asks for.
     """
 
@@ -92,10 +94,12 @@ class ComfyUIService(HTTPServed[ComfyUIShell]):
         random_for: Callable[[str], Random],
         sink: Callable[[JournalEntry], None] | None = None,
         jobs_api: bool = False,
+        models_api: bool = True,
         own_ids: bool = False,
     ) -> None:
         self.shell = ComfyUIShell(config, plan, random_for=random_for, sink=sink, outputs=self._outputs)
         self._jobs_api = jobs_api
+        self._models_api = models_api
         self._own_ids = own_ids
         self._prompts: dict[str, Prompt] = {}
         self._number = 0.0
@@ -157,6 +161,15 @@ class ComfyUIService(HTTPServed[ComfyUIShell]):
             return self._interrupt(now_s, request.body, caller)
         if route == ("GET", "/view"):
             return self._view(request.query_values())
+        return self._lists(*route)
+
+    def _lists(self, method: str, path: str) -> _Answer:
+        """What a workflow can choose from: the checkpoints, by their folder or by the node that loads them."""
+        names = list(self.service.config.models)
+        if (method, path) == ("GET", CHECKPOINTS_PATH) and self._models_api:
+            return _json(names)
+        if (method, path) == ("GET", LOADER_PATH):
+            return _json(words.loader_info(names))
         return _Answer(404, b"404: Not Found")
 
     @staticmethod

@@ -134,6 +134,18 @@ SKIPPED_OUTPUT = node_errors(
 # ── records ──
 
 
+def loader_info(names: list[str]) -> dict[str, Any]:
+    """What the node that loads checkpoints takes and gives."""
+    choices = [names, {"tooltip": "The name of the checkpoint (model) to load."}]
+    return {
+        "CheckpointLoaderSimple": {
+            "input": {"required": {"ckpt_name": choices}},
+            "output": ["MODEL", "CLIP", "VAE"],
+            "name": "CheckpointLoaderSimple",
+        }
+    }
+
+
 def history_entry(job: Job, prompt: Prompt, outputs: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """The record of an ended job."""
     success = job.state is RunState.COMPLETED

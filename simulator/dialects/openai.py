@@ -96,7 +96,7 @@ class OpenAIService(WebTwin[Oddities]):
         elif path == "/models" and request.method == "GET":
             reply = self.service.health(now_s, caller)
             self.shell.wake()
-            healthy = words.Answer(200, msgspec.json.encode(words.models()))
+            healthy = words.Answer(200, msgspec.json.encode(words.models(self.service.config.models)))
             down = self._error(ErrorKind.UNAVAILABLE, "simulated: failing")
             await self._send(healthy if reply.status == 200 else down, responder)
         elif path == "/health/liveliness" and self.oddities.flavour is Flavour.LITELLM:

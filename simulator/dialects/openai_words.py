@@ -251,10 +251,10 @@ class Completion:
         return {**head, "choices": choices, "usage": None}
 
 
-def models() -> dict[str, Any]:
-    """The list of models."""
-    one = {"id": MODEL, "object": "model", "created": CREATED_S, "owned_by": "simulator"}
-    return {"object": "list", "data": [one]}
+def models(further: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The list of models: the one of its own, and those it was told to have."""
+    each = {"object": "model", "created": CREATED_S, "owned_by": "simulator"}
+    return {"object": "list", "data": [{"id": name, **each} for name in (MODEL, *further)]}
 
 
 def payload(work: WorkPayload) -> dict[str, Any]:

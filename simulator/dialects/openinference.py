@@ -18,7 +18,7 @@ import msgspec
 import trio
 from google.protobuf.message import DecodeError
 
-from gateway.connectors.openinference.grpc import MODEL_INFER, MODEL_STREAM_INFER
+from gateway.connectors.openinference.grpc import MODEL_INFER, MODEL_STREAM_INFER, REPOSITORY_INDEX
 from gateway.connectors.simulation.wire import (
     ErrorKind,
     EventType,
@@ -54,6 +54,7 @@ class OpenInferenceOddities(msgspec.Struct, frozen=True, kw_only=True, forbid_un
     Attributes:
         health_service: whether it has ``grpc.health.v1`` (KServe does, MLServer answers UNIMPLEMENTED).
         streams: whether it has ModelStreamInfer (MLServer does, KServe answers UNIMPLEMENTED).
+        repository: whether it lists its models (MLServer and Triton do, KServe answers UNIMPLEMENTED).
         unknown_model: the status of ModelReady for a model it does not know (KServe says NOT_FOUND).
         model_loaded: without its model the server stays ready; ModelReady and inference say that they do not know it.
         model_ready: a model that says it is not ready, and serves all the same.
@@ -61,6 +62,7 @@ class OpenInferenceOddities(msgspec.Struct, frozen=True, kw_only=True, forbid_un
 
     health_service: bool = False
     streams: bool = True
+    repository: bool = True
     unknown_model: Literal["UNKNOWN", "NOT_FOUND"] = "UNKNOWN"
     model_loaded: bool = True
     model_ready: bool = True
@@ -77,7 +79,7 @@ def payload(work: WorkPayload) -> dict[str, Any]:
 
 
 class OpenInferenceService:
-    """One simulated model server with one model, called ``simulation``.
+    """One simulated model server: its model ``simulation``, and those of its configuration, do the same.
 
     Args:
         config: name, capacity and defaults.
@@ -163,10 +165,27 @@ class OpenInferenceService:
                 name = pb.ModelReadyRequest.FromString(call.request).name
             except DecodeError as error:
                 raise CallEnded(Code.INTERNAL, str(error)) from error
-            if name != MODEL or not oddities.model_loaded:
+            if name not in self._models():
                 raise CallEnded(Code[oddities.unknown_model], f"Model {name} not found")
             return pb.ModelReadyResponse(ready=oddities.model_ready).SerializeToString()
+        if path == REPOSITORY_INDEX.path and oddities.repository:
+            return self._index(call).SerializeToString()
         raise CallEnded(Code.UNIMPLEMENTED, f"no method {path}")
+
+    def _models(self) -> tuple[str, ...]:
+        """The models it knows."""
+        return (MODEL, *self.service.config.models) if self.oddities.model_loaded else ()
+
+    def _index(self, call: IncomingCall) -> pb.RepositoryIndexResponse:
+        try:
+            ready_only = pb.RepositoryIndexRequest.FromString(call.request).ready
+        except DecodeError as error:
+            raise CallEnded(Code.INTERNAL, str(error)) from error
+        response, ready = pb.RepositoryIndexResponse(), self.oddities.model_ready
+        if ready or not ready_only:
+            for name in self._models():
+                response.models.add(name=name, version="1", state="READY" if ready else "UNAVAILABLE")
+        return response
 
     def _failing(self, caller: Caller) -> bool:
         return self.service.health(trio.current_time(), caller).status != 200
@@ -199,7 +218,7 @@ class OpenInferenceService:
             request = pb.ModelInferRequest.FromString(call.request)
         except DecodeError as error:
             raise CallEnded(Code.INTERNAL, str(error)) from error
-        if request.model_name != MODEL or not self.oddities.model_loaded:
+        if request.model_name not in self._models():
             raise CallEnded(Code.NOT_FOUND, f"Model {request.model_name} not found")
         text = request.parameters[WORK_PARAMETER].string_param if WORK_PARAMETER in request.parameters else ""
         try:

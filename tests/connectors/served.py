@@ -97,12 +97,14 @@ class Served(Generic[TwinT]):
 
 
 @asynccontextmanager
-async def served(twin: type[TwinT], oddities: Any = None, **knobs: Any) -> AsyncIterator[Served[TwinT]]:
+async def served(
+    twin: type[TwinT], oddities: Any = None, *, models: tuple[str, ...] = (), **knobs: Any
+) -> AsyncIterator[Served[TwinT]]:
     """A twin on a free port, without faults but the given ones, with an absolute limit around all of it."""
     with trio.fail_after(LIMIT_S):
         async with trio.open_nursery() as nursery:
             made: TwinT = twin(
-                ServiceConfig(instance="twin"),
+                ServiceConfig(instance="twin", models=models),
                 FaultPlan.none().updated(knobs),
                 random_for=streams(3, "twin"),
                 oddities=oddities,

@@ -60,6 +60,9 @@ def facts(key: str) -> dict[str, str]:
         if can.cancel
         else "its connection is closed",
         "output": "in pieces while it runs, and as a whole" if can.stream else "as a whole",
+        "tells when probed": "its `models`"
+        if type(connector).probe_capabilities is not Connector.probe_capabilities
+        else "nothing",
         "options": ", ".join(f"`{name}`" for name in options),
         "simulated by": f"`simulator serve --dialect {spoken.name}`" if spoken is not None else "nobody",
     }

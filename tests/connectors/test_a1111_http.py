@@ -319,7 +319,8 @@ async def test_a_job_runs_as_long_as_it_may() -> None:
 @pytest.mark.parametrize("knob", ["lost_completion_rate", "half_open_rate"])
 async def test_an_answer_that_will_not_come_is_noticed(knob: str) -> None:
     """When the server no longer runs the task and still has not answered, the answer is lost, and known to be."""
-    async with served(A1111Service, **{knob: 1.0}) as twin:
+    knobs: dict[str, Any] = {knob: 1.0}
+    async with served(A1111Service, **knobs) as twin:
         fault = await failed(
             twin.connector("a1111-http", answer_grace_s=0.3), make_job(wish()), FaultClass.TIMEOUT
         )

@@ -42,7 +42,14 @@ class ComfyUIStage:
     """
 
     def __init__(
-        self, nursery: trio.Nursery, plan: FaultPlan, *, jobs_api: bool, own_ids: bool, **config: Any
+        self,
+        nursery: trio.Nursery,
+        plan: FaultPlan,
+        *,
+        jobs_api: bool,
+        own_ids: bool,
+        models_api: bool,
+        **config: Any,
     ) -> None:
         config.setdefault("duration_s", 1.0)
         self.nursery = nursery
@@ -52,6 +59,7 @@ class ComfyUIStage:
             random_for=streams(7, "comfy"),
             jobs_api=jobs_api,
             own_ids=own_ids,
+            models_api=models_api,
         )
         self.http = HTTPAdapter(ENDPOINT, open_stream=self.open_stream)
         self.web = WebSocketAdapter(ENDPOINT, open_stream=self.open_stream)
@@ -144,13 +152,27 @@ class ComfyUIStage:
 
 @asynccontextmanager
 async def open_comfyui(
-    *, jobs_api: bool = False, own_ids: bool = False, slots: int = 4, duration_s: float = 1.0, **faults: Any
+    *,
+    jobs_api: bool = False,
+    own_ids: bool = False,
+    models_api: bool = True,
+    models: tuple[str, ...] = (),
+    slots: int = 4,
+    duration_s: float = 1.0,
+    **faults: Any,
 ) -> AsyncIterator[ComfyUIStage]:
     """A twin without faults but the given ones; use under a virtual clock."""
     async with trio.open_nursery() as nursery:
         plan = FaultPlan.none().updated(faults)
         stage = ComfyUIStage(
-            nursery, plan, jobs_api=jobs_api, own_ids=own_ids, slots=slots, duration_s=duration_s
+            nursery,
+            plan,
+            jobs_api=jobs_api,
+            own_ids=own_ids,
+            models_api=models_api,
+            models=models,
+            slots=slots,
+            duration_s=duration_s,
         )
         yield stage
         nursery.cancel_scope.cancel()

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import trio
@@ -17,6 +19,7 @@ import trio
 from gateway.connector import Connector, ConnectorCapabilities, ConnectorSetup, JobContext, JobResult
 from gateway.connectors.a1111.wire import (
     INTERRUPT_PATH,
+    MODELS_PATH,
     PROGRESS_PATH,
     Call,
     Progress,
@@ -24,10 +27,12 @@ from gateway.connectors.a1111.wire import (
     interrupted_fault,
     read_call,
     read_images,
+    read_models,
     read_progress,
     refuses_task_id,
 )
 from gateway.connectors.credentials import credential
+from gateway.connectors.model_lists import MODELS, ask_models
 from gateway.errors import ConfigError, FaultClass, JobFault
 from protocols.base import HealthReport
 from protocols.errors import ProtocolError, RequestTimeout, StatusFailure
@@ -161,6 +166,17 @@ class A1111HTTPConnector(Connector):
     async def health(self) -> HealthReport:
         report = await self._http.health(self.options.health_path)
         return dataclasses.replace(report, detail=self._redacted(report.detail))
+
+    async def probe_capabilities(self) -> Mapping[str, Any]:
+        """The checkpoints by the server's own names for them; nothing at a server that has no list of them."""
+        try:
+            names = await ask_models(self._http, MODELS_PATH, read_models, clean=self._clean)
+        except ProtocolError as error:
+            fault = self._told(fault_of(error))
+        else:
+            return {} if names is None else {MODELS: names}
+        # Not chained, as in ``_perform``.
+        raise fault
 
     async def aclose(self) -> None:
         await self._http.aclose()

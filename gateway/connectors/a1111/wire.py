@@ -14,11 +14,13 @@ from typing import Any
 import msgspec
 
 from gateway.connectors.faults import job_fault
+from gateway.connectors.model_lists import names_in
 from gateway.errors import FaultClass, JobFault
 from protocols.errors import ProtocolError, ProtocolViolation, StatusFailure
 
 PROGRESS_PATH = "/sdapi/v1/progress"
 INTERRUPT_PATH = "/sdapi/v1/interrupt"
+MODELS_PATH = "/sdapi/v1/sd-models"
 TASK_ID = "force_task_id"
 #: Class names of PyTorch's and the web UI's own errors, which the server passes on as ``error``.
 OUT_OF_MEMORY_ERRORS = frozenset({"OutOfMemoryError", "torch.cuda.OutOfMemoryError", "MemoryError"})
@@ -165,6 +167,11 @@ def read_progress(data: bytes) -> Progress:
         return msgspec.json.decode(data, type=Progress)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolViolation(f"the server's progress is not readable: {error}") from error
+
+
+def read_models(value: Any) -> list[str] | None:
+    """The checkpoints that a request may choose by ``sd_model_checkpoint``; None for something else."""
+    return names_in(value, "model_name")
 
 
 def read_images(call: Call, data: bytes) -> dict[str, Any]:

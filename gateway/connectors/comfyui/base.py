@@ -27,6 +27,7 @@ from gateway.connectors.comfyui import wire
 from gateway.connectors.comfyui.options import OptionsT
 from gateway.connectors.comfyui.wire import Found, Outcome, Place, Workflow
 from gateway.connectors.faults import job_fault
+from gateway.connectors.model_lists import MODELS, ask_models, names_in
 from gateway.errors import FaultClass, JobFault
 from protocols.base import HealthReport
 from protocols.errors import (
@@ -98,6 +99,16 @@ class ComfyUIConnector(Connector, Generic[OptionsT]):
 
     async def health(self) -> HealthReport:
         return await self._http.health(self.options.health_path)
+
+    async def probe_capabilities(self) -> Mapping[str, Any]:
+        """The checkpoints by file name, as workflows name them; nothing where the server tells neither way."""
+        try:
+            names = await ask_models(self._http, wire.CHECKPOINTS_PATH, names_in)
+            if names is None:
+                names = await ask_models(self._http, wire.LOADER_PATH, wire.read_loader)
+        except ProtocolError as error:
+            raise job_fault(error) from error
+        return {} if names is None else {MODELS: names}
 
     async def aclose(self) -> None:
         await self._http.aclose()

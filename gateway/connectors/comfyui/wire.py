@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from gateway.connector import ServicePhase
+from gateway.connectors.model_lists import names_in
 from gateway.errors import FaultClass, JobFault
 from protocols.errors import ProtocolViolation
 
@@ -29,6 +30,9 @@ PROMPT_PATH = "/prompt"
 QUEUE_PATH = "/queue"
 INTERRUPT_PATH = "/interrupt"
 SYSTEM_STATS_PATH = "/system_stats"
+#: The checkpoints as a list of file names, and the node that loads them with its choices: older servers have only that.
+CHECKPOINTS_PATH = "/models/checkpoints"
+LOADER_PATH = "/object_info/CheckpointLoaderSimple"
 #: The list of the newer interface; whether it answers 200 tells whether a server has that interface.
 JOBS_PROBE_PATH = "/api/jobs?limit=1"
 
@@ -49,6 +53,26 @@ def history_path(reference: str) -> str:
 def job_path(reference: str) -> str:
     """Path of one job in the newer interface."""
     return f"/api/jobs/{quote(reference, safe='')}"
+
+
+# ── what it has ──
+
+
+def read_loader(value: Any) -> list[str] | None:
+    """The checkpoints that the loading node can choose from; none at a server without that node (``{}``).
+
+    Servers write the choices as ``[[name, ...], {...}]``, newer ones as ``["COMBO", {"options": [name, ...]}]``.
+    Returns None for anything else.
+    """
+    if value == {}:
+        return []
+    for member in ("CheckpointLoaderSimple", "input", "required", "ckpt_name"):
+        value = value.get(member) if isinstance(value, dict) else None
+    if not isinstance(value, list) or not value:
+        return None
+    if value[0] == "COMBO" and len(value) > 1 and isinstance(value[1], dict):
+        return names_in(value[1].get("options"))
+    return names_in(value[0])
 
 
 # ── what we send ──

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ import trio
 
 from gateway.connector import Connector, ConnectorCapabilities, ConnectorSetup, JobContext, JobResult
 from gateway.connectors.credentials import Credential, credential
+from gateway.connectors.model_lists import LIST_TIMEOUT_S, MODELS, ask_models, names_in
 from gateway.connectors.openai.answers import (
     CompletionStream,
     ResponseStream,
@@ -127,6 +129,16 @@ class OpenAIHTTPConnector(Connector):
         report = await self._http.health(self.options.health_path or f"{self._base}/models")
         return dataclasses.replace(report, detail=_redacted(report.detail, self._credential))
 
+    async def probe_capabilities(self) -> Mapping[str, Any]:
+        """The ids of the models, as requests name them; nothing at a server that has no list of them."""
+        try:
+            names = await ask_models(
+                self._http, f"{self._base}/models", _listed, timeout_s=LIST_TIMEOUT_S, clean=self._clean
+            )
+        except ProtocolError as error:
+            raise self._told(fault_of(error)) from None
+        return {} if names is None else {MODELS: names}
+
     async def aclose(self) -> None:
         await self._http.aclose()
 
@@ -141,12 +153,16 @@ class OpenAIHTTPConnector(Connector):
         else:
             return JobResult(answer, consumed=tokens(answer))
         # Not chained: the cause keeps the body of the answer, which may repeat the key.
-        raise JobFault(
+        raise self._told(fault) from None
+
+    def _told(self, fault: JobFault) -> JobFault:
+        """The fault as it may be told."""
+        return JobFault(
             fault.fault_class,
             _redacted(str(fault), self._credential),
             retry_after_s=fault.retry_after_s,
             outcome_unknown=fault.outcome_unknown,
-        ) from None
+        )
 
     def _headers(self, job: JobContext) -> dict[str, str]:
         return {
@@ -227,6 +243,11 @@ class OpenAIHTTPConnector(Connector):
 
     def _clean(self, data: bytes) -> bytes:
         return data if self._credential is None else self._credential.redact_result(data)
+
+
+def _listed(value: Any) -> list[str] | None:
+    """The ids in a list of models."""
+    return names_in(value.get("data"), "id") if isinstance(value, dict) else None
 
 
 async def _line(lines: LineStream, over_at_s: float) -> bytes | None:

@@ -6,6 +6,7 @@ a repeated id runs again. So a lost answer means at-least-once. Ending the call 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -13,10 +14,12 @@ import msgspec
 from gateway.connector import Connector, ConnectorCapabilities, ConnectorSetup, JobContext, JobResult
 from gateway.connectors.faults import job_fault
 from gateway.connectors.grpc_options import GRPCOptions, open_adapter
+from gateway.connectors.model_lists import MODELS
 from gateway.connectors.openinference.tensors import PayloadError, read_payload, request_of, result_of
 from gateway.errors import ConfigError, FaultClass, JobFault
 from protocols.base import HealthReport
-from protocols.errors import NotFound, ProtocolError, ProtocolViolation
+from protocols.errors import NotFound, ProtocolError, ProtocolViolation, Unsupported
+from protocols.grpc_health import MODEL_READY
 from protocols.grpc_method import Method
 from protocols.proto import inference_pb2 as pb
 
@@ -24,6 +27,10 @@ SERVICE = "/inference.GRPCInferenceService"
 MODEL_INFER = Method(f"{SERVICE}/ModelInfer", pb.ModelInferRequest, pb.ModelInferResponse)
 #: MLServer's extension: as many requests in as the client likes (here one), as many answers as the model has.
 MODEL_STREAM_INFER = Method(f"{SERVICE}/ModelStreamInfer", pb.ModelInferRequest, pb.ModelInferResponse)
+#: What a server's repository holds, asked for what is ready: the standard's own metadata name no models.
+REPOSITORY_INDEX = Method(f"{SERVICE}/RepositoryIndex", pb.RepositoryIndexRequest, pb.RepositoryIndexResponse)
+#: Names of one server at most.
+MODELS_MAX = 10_000
 #: Metadata of our own id of the job.
 JOB_NAME = "x-gateway-job"
 
@@ -69,6 +76,34 @@ class OpenInferenceGRPCConnector(Connector):
 
     async def health(self) -> HealthReport:
         return await self._grpc.health(self.options.model)
+
+    async def probe_capabilities(self) -> Mapping[str, Any]:
+        """The models that are ready: all of them, or of a server without such a list the worker's own."""
+        try:
+            try:
+                return {MODELS: await self._index()}
+            except (Unsupported, NotFound):
+                model = self.options.model
+            return {MODELS: [model] if await self._is_ready(model) else []} if model else {}
+        except ProtocolError as error:
+            raise job_fault(error) from error
+
+    async def _index(self) -> list[str]:
+        """Names in the repository; several versions of a model are one name."""
+        reply = await self._grpc.call(REPOSITORY_INDEX, pb.RepositoryIndexRequest(ready=True))
+        if len(reply.models) > MODELS_MAX:
+            raise ProtocolViolation(f"the server lists {len(reply.models)} models; {MODELS_MAX} is the most")
+        # A server that ignores the wish for ready ones still tells their states.
+        return list(
+            dict.fromkeys(one.name for one in reply.models if one.name and one.state in ("", "READY"))
+        )
+
+    async def _is_ready(self, model: str) -> bool:
+        asked = pb.ModelReadyRequest(name=model, version=self.options.version)
+        try:
+            return (await self._grpc.call(MODEL_READY, asked)).ready
+        except NotFound:
+            return False
 
     async def aclose(self) -> None:
         await self._grpc.aclose()
