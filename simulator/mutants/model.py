@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1
+from random import Random
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from gateway.limits import Limit
 from gateway.store import calls, scripts
 from gateway.store.calls import Script
-from simulator.plan import Condition, FaultKind, FleetPlan, LinkLevels, PlannedJob, generate_plan
+from simulator.plan import Condition, FaultKind, FleetPlan, Incident, LinkLevels, PlannedJob, generate_plan
 from simulator.shares import PlannedShares
 
 #: Stands for every script: what is edited is then the prelude that all of them share.
@@ -75,6 +76,7 @@ class Favour:
         gateways, jobs: size of the fleet and of its workload.
         job_leases: least duration of every job, in leases.
         redis_rate: how fast Redis' clock runs, where it is not drawn.
+        cut_off: how often every gateway is cut off from Redis for longer than a lease, beside the drawn faults.
         conditions: what jobs are born with beyond the plain job; a plain hunt has only plain jobs.
         limits: limits instead of drawn ones.
         crowd: all jobs come at once, most of them one tenant's; the levels are those of priority in turn.
@@ -88,6 +90,7 @@ class Favour:
     jobs: int = 20
     job_leases: float = 0.0
     redis_rate: float | None = None
+    cut_off: int = 0
     conditions: frozenset[Condition] = frozenset()
     limits: dict[str, Limit] | None = None
     crowd: tuple[int, ...] = ()
@@ -113,9 +116,24 @@ class Favour:
             plan,
             shares=shares,
             jobs=jobs,
+            incidents=(*plan.incidents, *self._partitions(plan)),
             links=plan.links if self.links is None else self.links,
             redis_rate=plan.redis_rate if self.redis_rate is None else self.redis_rate,
         )
+
+    def _partitions(self, plan: FleetPlan) -> list[Incident]:
+        """From a source of its own: the rest of the plan is the same with and without them."""
+        drawn = Random(f"cut off/{plan.seed}")
+        return [
+            Incident(
+                at_s=round(drawn.uniform(0.5, 0.9 * plan.safety_s), 3),
+                kind=FaultKind.PARTITION,
+                target=f"gateway-{number}>redis",
+                for_s=round(1.3 * plan.lease_s, 3),
+            )
+            for number in range(plan.gateways)
+            for _ in range(self.cut_off)
+        ]
 
     def _in_crowd(self, job: PlannedJob, number: int) -> PlannedJob:
         """One after the other, none of them late, failing or for a few workers only."""

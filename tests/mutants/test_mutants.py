@@ -28,7 +28,7 @@ KILLED_BY: dict[str, int] = {
     "settlement-in-two-steps": 19,
     "settlement-dropped": 19,
     "release-before-disowning": 0,
-    "lease-from-reply": 40,
+    "lease-from-reply": 2,
     "unknown-renewal-believed": 24,
     "connection-kept-after-timeout": 19,
     "time-from-clients": 5,
