@@ -183,8 +183,10 @@ class OpenInferenceService:
             raise CallEnded(Code.INTERNAL, str(error)) from error
         response, ready = pb.RepositoryIndexResponse(), self.oddities.model_ready
         if ready or not ready_only:
+            # MLServer writes the name of its own enumeration along.
+            state = "State.READY" if ready else "State.UNKNOWN"
             for name in self._models():
-                response.models.add(name=name, version="1", state="READY" if ready else "UNAVAILABLE")
+                response.models.add(name=name, version="1", state=state)
         return response
 
     def _failing(self, caller: Caller) -> bool:

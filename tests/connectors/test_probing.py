@@ -222,6 +222,8 @@ async def test_a_server_that_ignores_the_wish_for_ready_models() -> None:
         ("a", "1", "READY"),
         ("a", "2", "READY"),
         ("b", "1", "LOADING"),
+        ("d", "1", "State.READY"),
+        ("e", "1", "State.UNKNOWN"),
         ("c", "", ""),
     ):
         index.models.add(name=name, version=version, state=state)
@@ -231,7 +233,7 @@ async def test_a_server_that_ignores_the_wish_for_ready_models() -> None:
         await call.send(index.SerializeToString())
 
     async with against(answer) as connector:
-        assert await connector.probe_capabilities() == {"models": ["a", "c"]}
+        assert await connector.probe_capabilities() == {"models": ["a", "d", "c"]}
         for number in range(MODELS_MAX):
             index.models.add(name=f"model-{number}")
         with pytest.raises(JobFault) as caught:

@@ -17,6 +17,7 @@ from tests.interop.real_servers import answers, free_port, server_environment, s
 
 #: Recorded with this series; a newer one may say other things, which is to be looked at, not stumbled over.
 REQUIREMENTS = ("litellm[proxy]==1.106.*",)
+CONFIG = Path(__file__).with_name("litellm.yaml")
 KEY = "sk-interop-0a4c7d19e2b85f36"
 TEXT = "Hello from the mock."
 #: Installing and starting it for the first test takes minutes on a slow line.
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.limit_s(1_100)
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a running proxy."""
     programs, port = server_environment("litellm", REQUIREMENTS), free_port()
-    config = Path(__file__).with_name("litellm.yaml")
-    command = (programs / "litellm", "--config", config, "--host", "127.0.0.1", "--port", str(port))
+    command = (programs / "litellm", "--config", CONFIG, "--host", "127.0.0.1", "--port", str(port))
     url = f"http://127.0.0.1:{port}"
     # Without the network: neither prices nor statistics.
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
@@ -60,6 +60,14 @@ async def test_a_chat_brings_its_completion(proxy: str) -> None:
             assert answer["choices"][0]["message"]["content"] == TEXT
             assert answer["choices"][0]["finish_reason"] == "stop"
             assert answer["usage"]["total_tokens"] > 0
+
+
+async def test_it_tells_the_models_of_its_configuration(proxy: str) -> None:
+    """Probed, it tells every model that a request may name, and none twice."""
+    wanted = {line.split()[-1] for line in CONFIG.read_text("utf-8").splitlines() if "- model_name:" in line}
+    async with connected(proxy) as connector:
+        told = (await connector.probe_capabilities())["models"]
+        assert (set(told), len(told)) == (wanted, len(wanted))
 
 
 async def test_a_streamed_chat_tells_pieces_and_adds_up(proxy: str) -> None:

@@ -171,6 +171,19 @@ async def test_an_unknown_model(server: Server) -> None:
         assert not (await stranger.health()).healthy
 
 
+async def test_the_repository_tells_what_is_ready(server: Server) -> None:
+    """Probed, it tells its loaded models, whatever model the worker is for; an unloaded one no longer."""
+    for model in ("echo", ""):
+        async with connected(server, model=model) as connector:
+            assert await connector.probe_capabilities() == {"models": ["echo"]}
+            server.repository("unload")
+            try:
+                assert await connector.probe_capabilities() == {"models": []}
+            finally:
+                server.repository("load")
+            assert await connector.probe_capabilities() == {"models": ["echo"]}
+
+
 async def test_an_unloaded_model(server: Server) -> None:
     """A server that lost its model stays ready itself; its worker is unhealthy and gives its jobs to others."""
     async with connected(server) as connector:

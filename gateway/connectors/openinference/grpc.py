@@ -93,10 +93,7 @@ class OpenInferenceGRPCConnector(Connector):
         reply = await self._grpc.call(REPOSITORY_INDEX, pb.RepositoryIndexRequest(ready=True))
         if len(reply.models) > MODELS_MAX:
             raise ProtocolViolation(f"the server lists {len(reply.models)} models; {MODELS_MAX} is the most")
-        # A server that ignores the wish for ready ones still tells their states.
-        return list(
-            dict.fromkeys(one.name for one in reply.models if one.name and one.state in ("", "READY"))
-        )
+        return list(dict.fromkeys(one.name for one in reply.models if one.name and _says_ready(one.state)))
 
     async def _is_ready(self, model: str) -> bool:
         asked = pb.ModelReadyRequest(name=model, version=self.options.version)
@@ -158,6 +155,13 @@ class OpenInferenceGRPCConnector(Connector):
         if self.options.model and own == (request.model_name, request.model_version):
             return JobFault(FaultClass.UNAVAILABLE, f"the server has lost its model: {error}")
         return job_fault(error)
+
+
+def _says_ready(state: str) -> bool:
+    """Whether a state in the index means ready: Triton writes ``READY``, MLServer 1.7.1 was seen to write
+    ``State.READY``. None at all is believed, since only ready models were asked for.
+    """
+    return state.rpartition(".")[2] in ("", "READY")
 
 
 def _metadata(job: JobContext) -> dict[str, str]:
