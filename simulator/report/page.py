@@ -69,7 +69,7 @@ def _head(run: Run) -> Iterator[str]:
         yield "<p>Redis itself lost acknowledged writes in this run; no promise covers what follows from it:</p>"
         yield f'<ul class="findings apart">{items}</ul>'
     yield (
-        f'<p class="facts"><b>{outcome.jobs}</b> jobs: <b>{outcome.completed}</b> completed, '
+        f'<p class="facts"><b>{outcome.jobs}</b> jobs planned; <b>{outcome.completed}</b> completed, '
         f"<b>{outcome.dead}</b> dead, <b>{outcome.cancelled}</b> cancelled, <b>{outcome.lost}</b> lost · "
         f"<b>{outcome.simulated_s:g}</b> simulated seconds · {plan.gateways} gateways, {plan.services} services, "
         f"{plan.slots} slots · lease {plan.lease_s:g} s</p>"
@@ -89,6 +89,7 @@ def _legend(colours: dict[str, str]) -> Iterator[str]:
         ("background:var(--life)", "process alive"),
         ("background:var(--wait)", "job pending"),
         ("border:1px dashed var(--wait)", "job scheduled"),
+        ("border:1px dotted var(--wait)", "job waiting for its parents"),
         (
             "background:color-mix(in srgb, var(--fault) 28%, transparent);border:1px solid var(--fault)",
             "fault",

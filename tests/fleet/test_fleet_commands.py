@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 
 import msgspec
 
+from gateway.models import TERMINAL_STATES, JobState
 from simulator.explore import RUN_LIMIT_S, SeedResult, Size, explore
 from simulator.plan import FleetPlan
+from simulator.report import page
 from simulator.scenarios import SCENARIOS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,3 +152,10 @@ def test_a_plan_survives_its_json() -> None:
     """Every scenario's plan is the same after a trip through JSON: files and printed tests lose nothing."""
     for scenario in SCENARIOS.values():
         assert msgspec.json.decode(scenario.plan.encoded(), type=FleetPlan) == scenario.plan
+
+
+def test_every_state_that_a_job_stays_in_has_a_look() -> None:
+    """No lane is drawn in the browser's own black: each state but running, which shows its owner, has a style."""
+    styles = (Path(page.__file__).parent / "page.css").read_text("utf-8")
+    for state in set(JobState) - TERMINAL_STATES - {JobState.RUNNING}:
+        assert f"svg .{state.value} {{" in styles
