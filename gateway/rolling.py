@@ -101,10 +101,12 @@ class Rollouts:
         for rollout in self._rollouts.values():
             settings = config.workers[rollout.worker.name].rollout
             policy = RolloutPolicy() if settings is None else settings.policy()
+            if untold := self._untold.get(rollout.worker.name):
+                # These settings may have been read before the fleet heard of our decision: it stands until then.
+                policy = replace(policy, stopped=untold)
             if policy != rollout.policy:
                 if rollout.policy.stopped and not policy.stopped:
                     rollout.judge.reset()
-                    self._untold.pop(rollout.worker.name, None)
                 self._take(rollout, policy, "stopped" if policy.stopped else "changed")
 
     def _take(self, rollout: _Rollout, policy: RolloutPolicy, decision: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from gateway.cli.app import run
 from gateway.config import load_config
 from gateway.connectors.simulation.wire import JournalEvent
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, FaultClass
 from gateway.models import JobId
 from gateway.rollout import RolloutPolicy, Side, side_of
 from tests.chaos.fleet import until
@@ -141,3 +141,16 @@ def test_an_impossible_rollout_is_refused(settings: dict[str, Any], told: str) -
     with pytest.raises(ConfigError) as refused:
         load_config(overrides={"workers": {"w": worker}}, environment={})
     assert told in str(refused.value)
+
+
+async def test_a_reload_does_not_lift_a_rollback_that_is_not_told_yet(redis_url: str) -> None:
+    """Settings read before the fleet heard of a rollback still say nothing of it: the candidate stays given up."""
+    async with open_stage(redis_url, "rollout-untold") as stage:
+        stable, candidate = await stage.service("stable"), await stage.service("candidate")
+        live = await stage.gateway({"w": stable}, rollout(candidate))
+        gateway, (endpoint,) = live.gateway, live.worker().candidates
+        for _ in range(10):
+            gateway.rollouts.ended(endpoint, FaultClass.SERVICE_ERROR, 0.1)
+        gateway.rollouts.reload(gateway.config, ())
+        assert [decision for decision, _policy in live.notes.rollouts] == ["started", "rolled_back"]
+        assert live.notes.rollouts[-1][1].stopped.startswith("rolled back: ")
