@@ -7,7 +7,6 @@ stream ``chunk`` until the last.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import struct
 from collections.abc import Callable, Mapping
@@ -31,21 +30,19 @@ from gateway.connectors.simulation.wire import (
 )
 from protocols.grpc_channel import CallEnded, Code
 from protocols.grpc_health import CHECK, MODEL_READY, SERVER_LIVE, SERVER_READY
-from protocols.grpc_server import GRPCServerHandle, GRPCServerLimits, serve_grpc
+from protocols.grpc_server import GRPCServerLimits
 from protocols.grpc_service import IncomingCall
 from protocols.proto import health_pb2
 from protocols.proto import inference_pb2 as pb
-from simulator.behaviour import SimulatedService
 from simulator.cursor import GARBAGE, EventCursor, StreamAct
 from simulator.faults import FaultPlan
 from simulator.model import Caller, Delivery, Reply, ServiceConfig
 from simulator.services.grpc import broken, refused, send_reply
+from simulator.services.grpc_served import GRPCServed
 from simulator.services.shell import ServiceShell, caller_of
 
 MODEL = "simulation"
 WORK_PARAMETER = "work"
-#: Room for as many requests as a fleet keeps open; 4 MiB is what real servers take unless told otherwise.
-LIMITS = GRPCServerLimits(calls_max=1_024)
 
 
 class OpenInferenceOddities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,7 +75,7 @@ def payload(work: WorkPayload) -> dict[str, Any]:
     }
 
 
-class OpenInferenceService:
+class OpenInferenceService(GRPCServed):
     """One simulated model server: its model ``simulation``, and those of its configuration, do the same.
 
     Args:
@@ -87,6 +84,9 @@ class OpenInferenceService:
         random_for: random stream by knob name, see ``simulator.seeding.streams``.
         sink: called with each new journal entry.
     """
+
+    #: Room for as many requests as a fleet keeps open; 4 MiB is what real servers take unless told otherwise.
+    limits = GRPCServerLimits(calls_max=1_024)
 
     def __init__(
         self,
@@ -100,11 +100,6 @@ class OpenInferenceService:
         self.oddities = OpenInferenceOddities()
         self._nameless = itertools.count(1)
 
-    @property
-    def service(self) -> SimulatedService:
-        """The behaviour behind the wire, for tests that share a process with it."""
-        return self.shell.service
-
     def set_oddities(self, values: Mapping[str, Any]) -> None:
         """Change some oddities from now on.
 
@@ -113,30 +108,6 @@ class OpenInferenceService:
         """
         merged = {**msgspec.to_builtins(self.oddities), **values}
         self.oddities = msgspec.convert(merged, OpenInferenceOddities)
-
-    async def run(
-        self,
-        *,
-        host: str,
-        port: int,
-        task_status: trio.TaskStatus[GRPCServerHandle] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Serve on a TCP port until cancelled; starts with the server's handle (its port and URL).
-
-        Args:
-            host: address to listen on.
-            port: port, or 0 for a free one.
-
-        Raises:
-            OSError: the port is taken, or the address is not ours.
-        """
-        async with trio.open_nursery() as nursery:
-            listen = functools.partial(serve_grpc, self.handle, host=host, port=port, limits=LIMITS)
-            handle: GRPCServerHandle = await nursery.start(listen)
-            self.service.listening_on(host, handle.port)
-            if self.shell.ticking:
-                nursery.start_soon(self.shell.tick)
-            task_status.started(handle)
 
     async def handle(self, call: IncomingCall) -> None:
         """Answer one call; for ``serve_grpc``, or any channel that leads here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from random import Random
@@ -14,21 +13,18 @@ from gateway.connectors.simulation import wire
 from gateway.connectors.simulation import wire_grpc as messages
 from protocols.grpc_channel import CallEnded, Code
 from protocols.grpc_health import CHECK
-from protocols.grpc_server import GRPCServerHandle, GRPCServerLimits, serve_grpc
+from protocols.grpc_server import GRPCServerLimits
 from protocols.grpc_service import IncomingCall
 from protocols.proto import health_pb2
 from protocols.proto import simulation_pb2 as pb
-from simulator.behaviour import SimulatedService
 from simulator.cursor import GARBAGE, EventCursor, StreamAct
 from simulator.faults import FaultPlan
 from simulator.model import Caller, Delivery, Reply, ServiceConfig, refusal
+from simulator.services.grpc_served import GRPCServed
 from simulator.services.shell import SERVER_LIMITS, ServiceShell, caller_of
 
-#: A listener holds a call, and a call a thread.
-LIMITS = GRPCServerLimits(calls_max=1_024, request_bytes_max=SERVER_LIMITS.body_bytes_max)
 
-
-class SimulationGRPCService:
+class SimulationGRPCService(GRPCServed):
     """One simulated instance that speaks the contract of ``gateway.connectors.simulation.wire_grpc``.
 
     A connection cannot be reset from within a call: what another dialect shows by a reset ends the call here as a
@@ -41,6 +37,9 @@ class SimulationGRPCService:
         sink: called with each new journal entry.
     """
 
+    #: A listener holds a call, and a call a thread.
+    limits = GRPCServerLimits(calls_max=1_024, request_bytes_max=SERVER_LIMITS.body_bytes_max)
+
     def __init__(
         self,
         config: ServiceConfig,
@@ -50,35 +49,6 @@ class SimulationGRPCService:
         sink: Callable[[wire.JournalEntry], None] | None = None,
     ) -> None:
         self.shell = ServiceShell(config, plan, random_for=random_for, sink=sink)
-
-    @property
-    def service(self) -> SimulatedService:
-        """The behaviour behind the wire, for tests that share a process with it."""
-        return self.shell.service
-
-    async def run(
-        self,
-        *,
-        host: str,
-        port: int,
-        task_status: trio.TaskStatus[GRPCServerHandle] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Serve on a TCP port until cancelled; starts with the server's handle (its port and URL).
-
-        Args:
-            host: address to listen on.
-            port: port, or 0 for a free one.
-
-        Raises:
-            OSError: the port is taken, or the address is not ours.
-        """
-        async with trio.open_nursery() as nursery:
-            listen = functools.partial(serve_grpc, self.handle, host=host, port=port, limits=LIMITS)
-            handle: GRPCServerHandle = await nursery.start(listen)
-            self.service.listening_on(host, handle.port)
-            if self.shell.ticking:
-                nursery.start_soon(self.shell.tick)
-            task_status.started(handle)
 
     async def handle(self, call: IncomingCall) -> None:
         """Answer one call; for ``serve_grpc``, or any channel that leads here.
