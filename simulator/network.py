@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import trio
 
+from simulator.timetable import Timetable, timetable
+
 #: Serves one accepted connection.
 Handler = Callable[["SimStream"], Awaitable[None]]
 
@@ -81,28 +83,59 @@ class Node:
 
 
 class _Pipe:
-    """One direction of a connection."""
+    """One direction of a connection: bytes on their way, bytes that arrived, and whoever waits for them."""
 
-    def __init__(self) -> None:
-        self.chunks: deque[tuple[float, bytes | None]] = deque()
-        self.last_at_s = 0.0
+    def __init__(self, timetable: Timetable) -> None:
+        self._timetable = timetable
+        self._flying: deque[bytes | None] = deque()
+        self._last_at_s = 0.0
+        self.arrived: deque[bytes | None] = deque()
         self.swallow = False
         self.reset_at_s = math.inf
-        self.news = trio.Event()
+        self._waiting: trio.lowlevel.Task | None = None
+        #: Takes what arrived without a task of its own, see ``SimStream.pour``.
+        self.flow: Callable[[], None] | None = None
 
     def put(self, at_s: float, data: bytes | None) -> None:
-        """Queue bytes (None for end of file), never overtaking earlier ones."""
-        self.last_at_s = max(at_s, self.last_at_s)
-        self.chunks.append((self.last_at_s, data))
-        self.ring()
+        """Send bytes (None for end of file), never overtaking earlier ones."""
+        self._last_at_s = max(at_s, self._last_at_s)
+        self._flying.append(data)
+        self._timetable.call_at(self._last_at_s, self._arrive)
+
+    def _arrive(self) -> None:
+        self.arrived.append(self._flying.popleft())
+        if self.flow is not None:
+            self.flow()
+        else:
+            self.ring()
 
     def reset(self, at_s: float) -> None:
-        self.reset_at_s = min(self.reset_at_s, at_s)
-        self.ring()
+        """Break at a moment; what arrived but was not read by then is lost."""
+        if at_s < self.reset_at_s:
+            self.reset_at_s = at_s
+            self._timetable.call_at(at_s, self.ring)
 
     def ring(self) -> None:
-        self.news.set()
-        self.news = trio.Event()
+        """Let the reader look again."""
+        if self._waiting is not None:
+            task, self._waiting = self._waiting, None
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        """Wait for news.
+
+        Raises:
+            trio.BusyResourceError: somebody waits already; streams have one reader.
+        """
+        if self._waiting is not None:
+            raise trio.BusyResourceError("another task is reading from this connection")
+
+        def abort(_raise_cancel: Callable[[], object]) -> trio.lowlevel.Abort:
+            self._waiting = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._waiting = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
 
 class SimStream(trio.abc.HalfCloseableStream):
@@ -162,37 +195,74 @@ class SimStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for bytes; ``b""`` at the end of file."""
-        await trio.lowlevel.checkpoint()
+        pipe = self._receives
+        if self._rest or pipe.arrived:
+            await trio.lowlevel.checkpoint()
         while True:
             self._check()
-            await self.node.wait_running()
-            self._check()
-            pipe, now_s = self._receives, trio.current_time()
-            if self._rest:
-                data, self._rest = self._rest, memoryview(b"")
-            elif pipe.chunks and pipe.chunks[0][0] <= now_s:
-                head = pipe.chunks[0][1]
-                if head is None:
-                    return b""
-                pipe.chunks.popleft()
-                data = memoryview(head)
+            if self.node.paused:
+                await self.node.wait_running()
+            elif self._rest or pipe.arrived:
+                data = self._next()
+                if max_bytes is not None and len(data) > max_bytes:
+                    data, self._rest = data[:max_bytes], data[max_bytes:]
+                return bytes(data)
             else:
-                await self._wait_news(pipe)
-                continue
-            if max_bytes is not None and len(data) > max_bytes:
-                data, self._rest = data[:max_bytes], data[max_bytes:]
-            return bytes(data)
+                await pipe.wait()
 
-    async def _wait_news(self, pipe: _Pipe) -> None:
-        due_s = pipe.chunks[0][0] if pipe.chunks else math.inf
-        with trio.move_on_at(min(due_s, pipe.reset_at_s)):
-            await pipe.news.wait()
+    def _next(self) -> memoryview:
+        """What is read next; the end of file stays where it is."""
+        arrived = self._receives.arrived
+        if self._rest:
+            data, self._rest = self._rest, memoryview(b"")
+        elif arrived[0] is None:
+            data = memoryview(b"")
+        else:
+            data = memoryview(arrived.popleft() or b"")
+        return data
+
+    async def pour(self, sink: Callable[[bytes], None]) -> None:
+        """Hand everything that arrives to a function, at the moment of its arrival, until the end of file.
+
+        For a server that answers at once and never pauses: it needs no step of any task.
+
+        Args:
+            sink: what it raises is raised here.
+        """
+        pipe, failures = self._receives, list[Exception]()
+
+        def flow() -> None:
+            try:
+                while pipe.arrived and pipe.arrived[0] is not None:
+                    self._check()
+                    sink(pipe.arrived.popleft() or b"")
+            except Exception as error:
+                failures.append(error)
+            if failures or pipe.arrived:
+                pipe.ring()
+
+        pipe.flow = flow
+        try:
+            flow()
+            while not failures and not pipe.arrived:
+                self._check()
+                await pipe.wait()
+        finally:
+            pipe.flow = None
+        if failures:
+            raise failures[0]
+
+    def send_now(self, data: bytes) -> None:
+        """Hand bytes to the network outside of every task; lost if this end is broken."""
+        if not self._closed and not self._eof_sent and self.node.alive:
+            self._network.transmit(self, data, self._sends, to_server=self._to_server)
 
     def is_readable(self) -> bool:
         """Whether a read would return at once (httpcore asks before it uses an idle connection again)."""
-        pipe, now_s = self._receives, trio.current_time()
-        waiting = bool(self._rest) or bool(pipe.chunks and pipe.chunks[0][0] <= now_s)
-        return waiting or self._closed or not self.node.alive or now_s >= pipe.reset_at_s
+        pipe = self._receives
+        waiting = bool(self._rest) or bool(pipe.arrived)
+        broken = trio.current_time() >= pipe.reset_at_s
+        return waiting or broken or self._closed or not self.node.alive
 
     def vanish(self) -> None:
         """This end's process died: the other end is told by a reset, a link delay later."""
@@ -231,6 +301,7 @@ class Network:
         on_fault: Callable[[str, str], None],
         on_ghost: Callable[[], None],
     ) -> None:
+        self._timetable = timetable()
         self._random_for = random
         self._default = default
         self._on_fault = on_fault
@@ -311,7 +382,7 @@ class Network:
         self, source: Node, found: tuple[Node, Handler, trio.Nursery], address: tuple[str, int]
     ) -> SimStream:
         node, handler, nursery = found
-        there, back = _Pipe(), _Pipe()
+        there, back = _Pipe(self._timetable), _Pipe(self._timetable)
         near = SimStream(self, source, node, sends=there, receives=back, to_server=True)
         far = SimStream(self, node, source, sends=back, receives=there, to_server=False)
         near.server = address

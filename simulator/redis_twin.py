@@ -8,6 +8,7 @@ scripts by lint.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 import types
@@ -19,10 +20,10 @@ from typing import Any
 import trio
 from fakeredis import FakeServer
 from fakeredis._clients._tcp_server import encode_reply
-from fakeredis._socket._fakesocket import FakeSocket
 from redis.exceptions import NoScriptError
 
 from simulator.network import SimStream
+from simulator.redis_core import TwinSocket
 
 #: Redis time of a simulation's first moment: 2026-01-01, in seconds. Any constant does; a fixed one replays.
 EPOCH_S = 1_767_225_600.0
@@ -125,7 +126,9 @@ class RedisTwin:
         self._server = self._fresh()
         self._streams: dict[SimStream, None] = {}
         self._snapshot: dict[int, Any] = {}
-        self._look: tuple[FakeSocket, _Responses] | None = None
+        #: Connections with replies or messages that were not sent yet.
+        self._answering: dict[SimStream, TwinSocket] = {}
+        self._look: tuple[TwinSocket, _Responses] | None = None
         self.commands = 0
         self.scripts: dict[str, int] = {}
         #: Called after every command, for checks that must hold after each script.
@@ -148,42 +151,30 @@ class RedisTwin:
 
     async def serve(self, stream: SimStream) -> None:
         """Serve one connection until it ends."""
-        news = trio.Event()
-
-        def ring() -> None:
-            news.set()
-
-        responses = _Responses(ring)
-        socket = FakeSocket(self._server, 0, None, type(self), client_info={})
-        socket.responses = responses  # type: ignore[assignment]
+        socket = TwinSocket(self._server, 0, None, type(self), client_info={})
+        socket.responses = _Responses(lambda: self._answering.setdefault(stream, socket))  # type: ignore[assignment]
         socket.response_ready = _NoEvent()  # type: ignore[assignment]
         self._streams[stream] = None
-
-        async def push() -> None:
-            nonlocal news
-            while True:
-                await news.wait()
-                news = trio.Event()
-                protocol = socket._client_info.protocol_version
-                while responses.waiting:
-                    reply = responses.waiting.popleft()
-                    if self._restarts and isinstance(reply, NoScriptError):
-                        self._on_reload()
-                    await stream.send_all(_encoded(reply, protocol))
-
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(push)
-                while data := await stream.receive_some(READ_BYTES):
-                    self._execute(socket, data)
-                nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            await stream.pour(functools.partial(self._execute, socket))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client is gone; what it sent was executed
         finally:
             self._streams.pop(stream, None)
             if socket in self._server.sockets:
                 socket._cleanup(self._server)
                 self._server.sockets.remove(socket)
+
+    def _answer(self) -> None:
+        """Send what the last commands left to be said, one chunk for each connection, as Redis does."""
+        while self._answering:
+            stream = next(iter(self._answering))
+            socket = self._answering.pop(stream)
+            waiting, protocol = socket.responses.waiting, socket._client_info.protocol_version
+            if self._restarts and any(isinstance(reply, NoScriptError) for reply in waiting):
+                self._on_reload()
+            stream.send_now(b"".join(_encoded(reply, protocol) for reply in waiting))
+            waiting.clear()
 
     @contextlib.contextmanager
     def _own_time(self) -> Iterator[None]:
@@ -194,11 +185,12 @@ class RedisTwin:
         finally:
             _clock.now = time.time
 
-    def _execute(self, socket: FakeSocket, data: bytes) -> None:
+    def _execute(self, socket: TwinSocket, data: bytes) -> None:
         """Run the complete commands in these bytes; synchronous, as Redis is single-threaded."""
         self.commands += 1
         with self._own_time():
-            socket._parser.send(data)
+            socket.take(data)
+        self._answer()
         if self.after_command is not None:
             self.after_command()
 
@@ -208,16 +200,16 @@ class RedisTwin:
         encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
         body = b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in encoded)
         with self._own_time():
-            socket._parser.send(b"*%d\r\n" % len(encoded) + body)
+            socket.take(b"*%d\r\n" % len(encoded) + body)
         reply = responses.waiting.popleft()
         if isinstance(reply, Exception):
             raise RuntimeError(f"{encoded[0]!r}: {reply.args[0]}")
         return reply
 
-    def _looker(self) -> tuple[FakeSocket, _Responses]:
+    def _looker(self) -> tuple[TwinSocket, _Responses]:
         """The observer's own connection, made once."""
         if self._look is None:
-            socket = FakeSocket(self._server, 0, None, type(self), client_info={})
+            socket = TwinSocket(self._server, 0, None, type(self), client_info={})
             responses = _Responses(lambda: None)
             socket.responses = responses  # type: ignore[assignment]
             socket.response_ready = _NoEvent()  # type: ignore[assignment]
