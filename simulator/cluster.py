@@ -34,16 +34,19 @@ from simulator.plan import FleetPlan, PlannedJob, PlannedSchedule, ServiceProtoc
 from simulator.redis_link import HOST, PORT, sim_redis_connect
 from simulator.redis_twin import RedisTwin
 from simulator.seeding import streams
+from simulator.services.grpc import SimulationGRPCService
+from simulator.services.grpc_wire import wired_channels
 from simulator.services.http import SimulationHTTPService
 from simulator.services.websocket import SimulationWebSocketService
 from simulator.shares import PlannedShares, limits_section
 
 SERVICE_PORT = 8299
-SimulationService = SimulationHTTPService | SimulationWebSocketService
+SimulationService = SimulationHTTPService | SimulationWebSocketService | SimulationGRPCService
 #: The scheme of a service's address, and its class.
 _SPOKEN: dict[ServiceProtocol, tuple[str, type[SimulationService]]] = {
     ServiceProtocol.HTTP: ("http", SimulationHTTPService),
     ServiceProtocol.WEBSOCKET: ("ws", SimulationWebSocketService),
+    ServiceProtocol.GRPC: ("grpc", SimulationGRPCService),
 }
 QUEUE = "fleet"
 #: No events may be trimmed: the auditor wants the whole story.
@@ -218,15 +221,17 @@ class Cluster:
         current_node.set(node)
         config = fleet_config(self.plan, machine.name)
         life = f"{machine.name}/{machine.lives}"
+        open_stream = functools.partial(self.network.connect, node)
         seams = Seams(
             connect_redis=sim_redis_connect(
-                functools.partial(self.network.connect, node),
+                open_stream,
                 connect_timeout_s=config.redis.connect_timeout_s,
                 command_timeout_s=config.redis.command_timeout_s,
             ),
             instance=life,
             machine=machine.name,
-            open_stream=functools.partial(self.network.connect, node),
+            open_stream=open_stream,
+            open_channel=wired_channels(open_stream),
             now_s=trio.current_time,
             random=lambda label: self.random(f"{life}/{label}"),
             observer=OracleObserver(

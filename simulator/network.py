@@ -241,6 +241,7 @@ class SimStream(trio.abc.HalfCloseableStream):
             if failures or pipe.arrived:
                 pipe.ring()
 
+        self._check()
         pipe.flow = flow
         try:
             flow()

@@ -46,10 +46,11 @@ UNDURABLE = frozenset({FaultKind.REDIS_ROLLBACK})
 
 
 class ServiceProtocol(enum.StrEnum):
-    """What a simulated service of a fleet may speak; the gRPC core takes no part under virtual time."""
+    """What a simulated service of a fleet may speak."""
 
     HTTP = "http"
     WEBSOCKET = "websocket"
+    GRPC = "grpc"
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,14 +1,14 @@
 """A connection of fakeredis, with its way from a script to a command made short.
 
-fakeredis compiles a script each time it runs, collects Lua's garbage after each run, and looks for new globals and works
-out the arguments anew at each command: half of a simulated run's processor time. Here that is done once. Anything that
-our scripts do not do is left to the original; ``tests/store/test_store_differential.py`` holds the outcome to a real
-Redis, reply by reply.
+fakeredis compiles a script each time it runs, collects Lua's garbage after each run, and looks for new globals and
+works out the arguments anew at each command: half of a simulated run's processor time. Here that is done once. Anything
+that our scripts do not do is left to the original; ``tests/store/test_store_differential.py`` holds the outcome to a
+real Redis, reply by reply.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fakeredis import _msgs as msgs
 from fakeredis._commands import COMMANDS_WITH_SUB, SUPPORTED_COMMANDS, Key, Signature
@@ -18,7 +18,7 @@ from fakeredis._socket import FakeSocket
 from fakeredis._socket._resp import convert_to_resp2
 from fakeredis.commands_mixins.scripting_mixin import _convert_redis_arg
 
-SERVER_TYPE = "redis"
+SERVER_TYPE: Final = "redis"
 #: What the original tells Lua after each script. Lua collects by itself, as it does in Redis.
 _COLLECT = "collectgarbage()"
 
@@ -100,6 +100,10 @@ class TwinSocket(FakeSocket):
             fields, place = found
             self._process_command(fields)
         self._unread = buffer[place:]
+
+    def sendall(self, data: Any) -> None:
+        """The way in of redis-py's connections, which tests use; they bring bytes."""
+        self.take(data)
 
     def _get_server_runtime(self, server: FakeServer) -> Any:
         runtime = super()._get_server_runtime(server)

@@ -1,8 +1,8 @@
 """The simulated Redis: fakeredis' core with the shipped Lua, behind a byte stream, on virtual time.
 
-Everything private of fakeredis that is touched stands in this module. What it was compared with a real Redis on is
-listed in docs/simulation.md; gaps that matter (no sets, no globals, no ``cjson.encode({})``) are kept out of our
-scripts by lint.
+Everything private of fakeredis that is touched stands in this module and in ``redis_core``. What it was compared with a
+real Redis on is listed in docs/simulation.md; gaps that matter (no sets, no globals, no ``cjson.encode({})``) are kept
+out of our scripts by lint.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class RedisTwin:
         self._streams: dict[SimStream, None] = {}
         self._snapshot: dict[int, Any] = {}
         #: Connections with replies or messages that were not sent yet.
-        self._answering: dict[SimStream, TwinSocket] = {}
+        self._answering: dict[SimStream, tuple[TwinSocket, _Responses]] = {}
         self._look: tuple[TwinSocket, _Responses] | None = None
         self.commands = 0
         self.scripts: dict[str, int] = {}
@@ -152,7 +152,8 @@ class RedisTwin:
     async def serve(self, stream: SimStream) -> None:
         """Serve one connection until it ends."""
         socket = TwinSocket(self._server, 0, None, type(self), client_info={})
-        socket.responses = _Responses(lambda: self._answering.setdefault(stream, socket))  # type: ignore[assignment]
+        responses = _Responses(lambda: self._answering.update({stream: (socket, responses)}))
+        socket.responses = responses  # type: ignore[assignment]
         socket.response_ready = _NoEvent()  # type: ignore[assignment]
         self._streams[stream] = None
         try:
@@ -169,8 +170,8 @@ class RedisTwin:
         """Send what the last commands left to be said, one chunk for each connection, as Redis does."""
         while self._answering:
             stream = next(iter(self._answering))
-            socket = self._answering.pop(stream)
-            waiting, protocol = socket.responses.waiting, socket._client_info.protocol_version
+            socket, responses = self._answering.pop(stream)
+            waiting, protocol = responses.waiting, socket._client_info.protocol_version
             if self._restarts and any(isinstance(reply, NoScriptError) for reply in waiting):
                 self._on_reload()
             stream.send_now(b"".join(_encoded(reply, protocol) for reply in waiting))

@@ -38,7 +38,7 @@ class Timetable:
 
     Args:
         clock: the run's clock, a mock clock with ``autojump_threshold=0``. This class takes over how it jumps, which is
-            private to trio (the version is pinned, and ``tests/fleet/test_timetable.py`` holds it to what is used here).
+            private to trio: its version is pinned, and ``tests/fleet/test_timetable.py`` holds it to what is used here.
     """
 
     def __init__(self, clock: trio.abc.Clock) -> None:

@@ -11,6 +11,7 @@ import trio
 from protocols.grpc_server import GRPCServerHandle, GRPCServerLimits, serve_grpc
 from protocols.grpc_service import IncomingCall
 from simulator.behaviour import SimulatedService
+from simulator.services.grpc_wire import serve_calls
 from simulator.services.shell import ServiceShell
 
 
@@ -53,6 +54,10 @@ class GRPCServed(abc.ABC):
             if self.shell.ticking:
                 nursery.start_soon(self.shell.tick)
             task_status.started(handle)
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection of a simulated network until it ends; closes the stream."""
+        await serve_calls(self.handle, stream, request_bytes_max=self.limits.request_bytes_max)
 
     @abc.abstractmethod
     async def handle(self, call: IncomingCall) -> None:

@@ -29,7 +29,8 @@ from simulator.model import ServiceConfig
 from simulator.run import deterministic_scheduler
 from simulator.seeding import streams
 from simulator.services.grpc import SimulationGRPCService
-from simulator.services.grpc_direct import direct_channels
+from simulator.services.grpc_wire import wired_channels
+from tests.support.wired import connections_to
 
 HERE = Endpoint(scheme="grpc", host="service", port=1)
 
@@ -54,7 +55,7 @@ async def bench(
     setup = ConnectorSetup(
         endpoint=HERE,
         open_stream=nobody,
-        open_channel=direct_channels(lambda endpoint: twin.handle if endpoint == HERE else None),
+        open_channel=wired_channels(connections_to(twin.handle)),
         random=random.Random(seed),
         now_s=trio.current_time,
         options=dict(dialect.options),
@@ -172,7 +173,7 @@ def test_nobody_listens_here_either() -> None:
                 ConnectorSetup(
                     endpoint=Endpoint(scheme="grpc", host="elsewhere", port=2),
                     open_stream=nobody,
-                    open_channel=setup.open_channel,
+                    open_channel=wired_channels(nobody),
                     random=setup.random,
                     now_s=setup.now_s,
                 )

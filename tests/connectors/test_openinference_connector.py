@@ -32,7 +32,8 @@ from simulator.dialects.openinference import OpenInferenceService, payload
 from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
 from simulator.seeding import streams
-from simulator.services.grpc_direct import direct_channels
+from simulator.services.grpc_wire import wired_channels
+from tests.support.wired import connections_to
 
 HERE = Endpoint(scheme="grpc", host="service", port=1)
 PEM = Path(__file__).parents[1] / "protocols" / "tls"
@@ -41,7 +42,7 @@ PEM = Path(__file__).parents[1] / "protocols" / "tls"
 def make(endpoint: Endpoint = HERE, handler: CallHandler | None = None, **options: Any) -> Connector:
     seams: dict[str, Any] = {}
     if handler is not None:
-        seams["open_channel"] = direct_channels(lambda _endpoint: handler)
+        seams["open_channel"] = wired_channels(connections_to(handler))
     setup = ConnectorSetup(
         endpoint=endpoint,
         open_stream=open_tcp,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import fakeredis
 import pytest
 import redis
 
 from tests.store.bench import Backend
+from tests.support.twin_redis import twin_client
 
 
 @pytest.fixture
 def fake_client() -> Iterator[redis.Redis]:
     """A fresh simulated Redis."""
-    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    client = twin_client()
     yield client
     client.close()
 
@@ -22,7 +22,7 @@ def fake_client() -> Iterator[redis.Redis]:
 @pytest.fixture(scope="session")
 def fake_factory() -> Callable[[], redis.Redis]:
     """Makes fresh simulated Redis servers, as many as a property needs."""
-    return lambda: fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    return twin_client
 
 
 @pytest.fixture

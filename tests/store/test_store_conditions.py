@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
+import redis
 
 from gateway.models import JobId, JobState, RequeueStatus, SettlementKind
 from gateway.store import scripts
@@ -13,7 +13,7 @@ from tests.store.walk import CLASS_IDS, UNIQUE_KEY, Wants, claim_request, settle
 
 
 @pytest.fixture
-def bench(fake_client: fakeredis.FakeRedis) -> Bench:
+def bench(fake_client: redis.Redis) -> Bench:
     return Bench(Backend(fake_client))
 
 
@@ -46,7 +46,7 @@ def test_a_job_that_comes_back_after_its_deadline_expires(bench: Bench) -> None:
     _outlived(bench)
 
 
-def test_a_recovered_job_must_be_watched_again(fake_client: fakeredis.FakeRedis) -> None:
+def test_a_recovered_job_must_be_watched_again(fake_client: redis.Redis) -> None:
     """Without that it would neither be claimed nor end; the judges say so."""
     bench = Bench(Backend(fake_client, [Mutation("sweep", "  watch_deadline(id, record)\n", "")]))
     with pytest.raises(Mismatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
+import redis
 
 from gateway.models import JobId, JobState, ParentPolicy, SettlementKind
 from tests.store.bench import LIMITS, Backend, Bench, Mutation
@@ -11,7 +11,7 @@ from tests.store.walk import CLASS_IDS, Wants, claim_request, settlement, submis
 
 
 @pytest.fixture
-def bench(fake_client: fakeredis.FakeRedis) -> Bench:
+def bench(fake_client: redis.Redis) -> Bench:
     return Bench(Backend(fake_client))
 
 
@@ -93,7 +93,7 @@ def test_a_parent_tells_only_the_children_it_was_given(bench: Bench) -> None:
     assert _second_life(bench) is JobState.WAITING
 
 
-def test_the_order_tells_two_lives_apart(fake_client: fakeredis.FakeRedis) -> None:
+def test_the_order_tells_two_lives_apart(fake_client: redis.Redis) -> None:
     """Without it, the second life would start before its parent; the auditor says so."""
     mutation = Mutation("settle", " and record[ORDER] == child[2] then", " then")
     bench = Bench(Backend(fake_client, [mutation]), model_judges=False)

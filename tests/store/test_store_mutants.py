@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fakeredis
 import pytest
 import redis
 
@@ -10,6 +9,7 @@ from gateway.store.calls import script
 from tests.store.bench import Backend, Bench, Mutation
 from tests.store.contents import Mismatch
 from tests.store.walk import Walk
+from tests.support.twin_redis import twin_client
 
 SEEDS = range(60)
 STEPS = 80
@@ -211,7 +211,7 @@ def test_the_auditor_alone_catches_it(name: str, fake_client: redis.Redis) -> No
 
 def test_the_shipped_scripts_pass_the_same_walks() -> None:
     """The judges object to faults only; both of them have something to judge."""
-    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    client = twin_client()
     for eager in (False, True):
         assert first_mismatch(client, [], model_judges=True, seeds=SEEDS[:25], eager=eager) is None
     client.close()
