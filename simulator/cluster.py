@@ -16,6 +16,7 @@ from typing import Any
 import trio
 
 from gateway.config import GatewayConfig
+from gateway.connectors.registry import default_registry
 from gateway.errors import StoreError, StoreUnavailable
 from gateway.models import JobId, JobSpec, ParentPolicy, Submission, SubmitStatus
 from gateway.schedules import MissedPolicy, Schedule, check_schedule
@@ -56,6 +57,9 @@ SUBMIT_PAUSE_S = 1.0
 
 #: Which node a task belongs to; inherited by every task it starts.
 current_node: contextvars.ContextVar[Node | None] = contextvars.ContextVar("current_node", default=None)
+
+#: Looking for installed connectors reads the metadata of all packages, which no gateway's boot needs to do again.
+_registry = functools.cache(default_registry)
 
 
 def fleet_config(plan: FleetPlan, machine: str) -> GatewayConfig:
@@ -232,6 +236,7 @@ class Cluster:
             machine=machine.name,
             open_stream=open_stream,
             open_channel=wired_channels(open_stream),
+            registry=_registry(),
             now_s=trio.current_time,
             random=lambda label: self.random(f"{life}/{label}"),
             observer=OracleObserver(

@@ -15,7 +15,7 @@ import msgspec
 from gateway.events import Event
 from gateway.lifecycle import REMARKS, TRANSITIONS, EventType
 from gateway.models import JobState
-from simulator.plan import FaultKind, FleetPlan
+from simulator.plan import FaultKind, FleetPlan, ServiceProtocol
 
 #: Seeds from which on a check that was never reached is a failure: the rarest of them (a stale settlement) came up in
 #: 11 of 160 runs.
@@ -46,6 +46,9 @@ class Mark(enum.StrEnum):
     HEALTH_LOST = "health_lost"
     FOLLOWED = "followed"
     COLLECTED = "collected"
+    SERVED_HTTP = "served_http"
+    SERVED_WEBSOCKET = "served_websocket"
+    SERVED_GRPC = "served_grpc"
 
 
 #: Too rare for seeds, each shown by a scenario instead: a poison pill needs a silence longer than a seed's workload; an
@@ -70,6 +73,13 @@ MEANINGS: dict[Mark, str] = {
     Mark.HEALTH_LOST: "an instance counted as unhealthy",
     Mark.FOLLOWED: "a new owner followed the run that an earlier one had begun",
     Mark.COLLECTED: "a new owner collected the result that an earlier one had left",
+    Mark.SERVED_HTTP: "a service did work that came over HTTP",
+    Mark.SERVED_WEBSOCKET: "a service did work that came over WebSocket",
+    Mark.SERVED_GRPC: "a service did work that came over gRPC",
+}
+#: The mark of a service that worked, by what it speaks.
+SERVED: dict[ServiceProtocol, Mark] = {
+    protocol: Mark(f"served_{protocol.value}") for protocol in ServiceProtocol
 }
 
 

@@ -17,7 +17,7 @@ from gateway.models import JobState
 from gateway.store.keys import QueueKeys
 from simulator.chaos import inflict
 from simulator.cluster import QUEUE, Cluster
-from simulator.coverage import marks_of_events, standing_faults
+from simulator.coverage import SERVED, marks_of_events, standing_faults
 from simulator.faults import FaultPlan
 from simulator.invariants import Story, StreamEntry, broken_promises
 from simulator.oracle import HistoryLine
@@ -197,6 +197,9 @@ def _judge(cluster: Cluster, unfinished: list[str], crash: str) -> Run:
     report = auditor.finish(
         expect_all_terminal=False, acknowledged=() if unfinished or crash else tuple(cluster.acknowledged)
     )
+    for number, service in enumerate(cluster.services.values()):
+        if service.service.journal.summary().executions_by_job:
+            cluster.marks.note(SERVED[plan.protocol(number)])
     transitions: dict[str, int] = {}
     for event in events:
         transitions[event.type.value] = transitions.get(event.type.value, 0) + 1
