@@ -48,6 +48,7 @@ BENCHMARKS = (
         "claim", "jobs per second of one process, its latency, and Redis' own ceiling", "benchmarks.claim"
     ),
     Benchmark("scaling", "processor time per job over backlog, workers and classes", "benchmarks.scaling"),
+    Benchmark("simulation", "simulated seconds per real second of a fleet", "benchmarks.simulation"),
 )
 
 

@@ -24,13 +24,12 @@ class Display:
     """Shows a run on standard error while it goes on: a bar on a terminal, lines elsewhere.
 
     Args:
-        quiet: show nothing.
         check: may raise to end the run.
     """
 
-    def __init__(self, check: Callable[[], None], *, quiet: bool) -> None:
+    def __init__(self, check: Callable[[], None]) -> None:
         self.check = check
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, highlight=False)
         self._live = Progress(
             TextColumn("jobs"),
             BarColumn(bar_width=24),
@@ -38,7 +37,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("{task.description}", markup=False),
             console=self._console,
-            disable=quiet or not self._console.is_terminal,
+            disable=not self._console.is_terminal,
         )
         self._task = self._live.add_task("", total=None)
         self._begun_s = self._told_s = time.monotonic()

@@ -79,7 +79,7 @@ def certify(
     for file in (junit, html):
         if file is not None and not file.absolute().parent.is_dir():
             raise _refuse(f"cannot write {file}: there is no folder {file.absolute().parent}")
-    certificate = _run(config, plan, keep, quiet=as_json)
+    certificate = _run(config, plan, keep)
     _write(certificate, as_json=as_json, junit=junit, html=html)
     raise typer.Exit(0 if certificate.certified else EXIT_MISSED)
 
@@ -154,7 +154,7 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-def _run(config: Path | None, plan: FleetFaults, keep: Path | None, *, quiet: bool) -> Certificate:
+def _run(config: Path | None, plan: FleetFaults, keep: Path | None) -> Certificate:
     """Make the certificate; errors raised on purpose become one line."""
     from gateway.errors import ConfigError, ConnectorError, GatewayError
     from simulator.certify import certify as run_fleet
@@ -164,7 +164,7 @@ def _run(config: Path | None, plan: FleetFaults, keep: Path | None, *, quiet: bo
     try:
         setup = builtin_setup(plan.services) if config is None else file_setup(config)
         plan = dataclasses.replace(plan, services=setup.instances)
-        with _Interrupts() as check, _folder(keep) as folder, Display(check, quiet=quiet) as display:
+        with _Interrupts() as check, _folder(keep) as folder, Display(check) as display:
             return run_fleet(folder, setup, plan, display)
     except (ConfigError, ConnectorError) as error:
         raise _refuse(str(error)) from None

@@ -149,7 +149,7 @@ def explore(
     count = seeds if seeds is not None or until_failure else SEEDS_DEFAULT
     exploration = exploring.Exploration(size)
     interrupted = False
-    with Display(exploration, count, quiet=as_json) as display:
+    with Display(exploration, count) as display:
 
         def take(result: exploring.SeedResult) -> bool:
             display.add(result)

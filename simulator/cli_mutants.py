@@ -55,7 +55,7 @@ def mutants(
         names,
         seeds=range(seeds),
         processes=min(processes, len(names)),
-        on_kill=lambda kill: None if as_json else typer.echo(line_of(kill)),
+        on_kill=lambda kill: typer.echo(line_of(kill), err=as_json),
     )
     report = report_of(kills)
     if as_json:

@@ -18,17 +18,15 @@ FAILURES_SHOWN = 20
 
 
 class Display:
-    """Adds results up and shows them: a live line on a terminal, else a line every half minute.
+    """Adds results up and shows them on standard error: a live line on a terminal, else a line every half minute.
 
     Args:
         exploration: what is added up.
         seeds: how many there will be; None for no end.
-        quiet: show nothing but add up all the same.
     """
 
-    def __init__(self, exploration: Exploration, seeds: int | None, *, quiet: bool) -> None:
+    def __init__(self, exploration: Exploration, seeds: int | None) -> None:
         self._exploration = exploration
-        self._quiet = quiet
         console = Console(stderr=True)
         self._console = console
         self._live = Progress(
@@ -38,7 +36,7 @@ class Display:
             TimeElapsedColumn(),
             TextColumn("{task.description}"),
             console=console,
-            disable=quiet or not console.is_terminal,
+            disable=not console.is_terminal,
         )
         self._task = self._live.add_task("", total=seeds)
         self._begun_s = self._told_s = time.monotonic()
@@ -58,8 +56,6 @@ class Display:
         exploration = self._exploration
         exploration.add(result)
         exploration.elapsed_s = time.monotonic() - self._begun_s
-        if self._quiet:
-            return
         self._live.update(self._task, advance=1, description=_line(exploration))
         if not self._console.is_terminal and time.monotonic() - self._told_s >= LINE_EVERY_S:
             self._told_s = time.monotonic()

@@ -74,6 +74,22 @@ def test_a_quick_scaling_run_covers_the_three_series() -> None:
         assert all(row["cpu_us_per_job"] > 0 for row in rows)
 
 
+@pytest.mark.limit_s(120)
+def test_a_quick_simulation_run_covers_both_loads() -> None:
+    """A crowded minute and a working hour, each with jobs that were done and the speed at which it was simulated."""
+    done = _run("run", "simulation", "--quick", "--jobs", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for load in ("swarm", "hour"):
+        figures = report[load]
+        assert figures["runs"] == report["processes"]
+        assert figures["completed"] > 0
+        assert figures["simulated_seconds"] > 0
+        assert figures["simulated_seconds_per_second"] > 0
+    assert report["hour"]["completed"] == 4 * report["processes"]
+    assert report["hour"]["simulated_seconds"] >= 3600 * report["processes"]
+
+
 def test_an_unknown_benchmark_is_refused() -> None:
     """A wrong name ends with the usage and a code of its own."""
     done = _run("run", "nothing")
