@@ -87,7 +87,7 @@ def test_a_quick_simulation_run_covers_both_loads() -> None:
         assert figures["simulated_seconds"] > 0
         assert figures["simulated_seconds_per_second"] > 0
     assert report["hour"]["completed"] == 4 * report["processes"]
-    assert report["hour"]["simulated_seconds"] >= 3600 * report["processes"]
+    assert report["hour"]["simulated_seconds"] >= 600 * report["processes"]
 
 
 def test_an_unknown_benchmark_is_refused() -> None:
