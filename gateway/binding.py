@@ -195,3 +195,4 @@ class Binder:
             for endpoint in worker.drained():
                 with trio.move_on_after(CLOSE_TIMEOUT_S):
                     await endpoint.connector.aclose()
+                endpoint.forgotten()

@@ -121,6 +121,11 @@ class BoundEndpoint:
         )
         return changed
 
+    def forgotten(self) -> None:
+        """The worker gave it up and its connector is closed."""
+        if all(other.url != self.url for other in (*self.worker.endpoints, *self.worker.leaving)):
+            self._observer.left(self.worker.worker_id, self.worker.service, self.url)
+
     def told(self, capabilities: Mapping[str, Any]) -> bool:
         """Take in probed capabilities; returns whether something changed."""
         before = self.capabilities

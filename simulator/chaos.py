@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from gateway.errors import StoreError
-from simulator.cluster import SERVICE_PORT, Cluster
+from simulator.cluster import Cluster
 from simulator.network import Node
 from simulator.plan import FaultKind, Incident
 from simulator.redis_link import HOST, PORT
@@ -30,7 +30,7 @@ async def _inflict(cluster: Cluster, incident: Incident) -> None:
         await _partition(cluster, incident)
     elif kind in (FaultKind.REDIS_RESTART, FaultKind.REDIS_ROLLBACK):
         await _hit_redis(cluster, incident)
-    elif kind in (FaultKind.SERVICE_RESTART, FaultKind.SERVICE_DOWN):
+    elif kind in (FaultKind.SERVICE_RESTART, FaultKind.SERVICE_DOWN, FaultKind.SERVICE_MOVE):
         await _hit_service(cluster, incident)
     else:
         await _operate(cluster, incident)
@@ -92,11 +92,12 @@ async def _hit_service(cluster: Cluster, incident: Incident) -> None:
     if incident.kind is FaultKind.SERVICE_RESTART:
         cluster.services[name].shell.restart()
         return
-    cluster.network.unlisten(name, SERVICE_PORT)
-    for stream in list(cluster.service_nodes[name].streams):
-        stream.vanish()
+    cluster.service_away(name)
     await _last(cluster, incident)
-    cluster.service_up(name)
+    if incident.kind is FaultKind.SERVICE_MOVE and cluster.plan.discovered:
+        cluster.service_moves(name)
+    else:
+        cluster.service_up(name)
 
 
 async def _operate(cluster: Cluster, incident: Incident) -> None:

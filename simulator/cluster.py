@@ -17,7 +17,7 @@ import trio
 
 from gateway.config import GatewayConfig
 from gateway.connectors.registry import default_registry
-from gateway.errors import StoreError, StoreUnavailable
+from gateway.errors import ConfigError, StoreError, StoreUnavailable
 from gateway.models import JobId, JobSpec, ParentPolicy, Submission, SubmitStatus
 from gateway.schedules import MissedPolicy, Schedule, check_schedule
 from gateway.spool import MemorySpool
@@ -29,7 +29,7 @@ from gateway.supervisor import Gateway, Seams, StopSwitch
 from simulator.coverage import Mark, Marks
 from simulator.faults import FaultPlan
 from simulator.model import ServiceConfig
-from simulator.network import LinkFaults, Network, Node
+from simulator.network import LinkFaults, Network, Node, SimStream
 from simulator.oracle import Beliefs, History, OracleObserver
 from simulator.plan import FleetPlan, PlannedJob, PlannedSchedule, ServiceProtocol
 from simulator.redis_link import HOST, PORT, sim_redis_connect
@@ -62,6 +62,11 @@ current_node: contextvars.ContextVar[Node | None] = contextvars.ContextVar("curr
 _registry = functools.cache(default_registry)
 
 
+def service_url(plan: FleetPlan, number: int, port: int) -> str:
+    """Where a service is, as its clients write it."""
+    return f"{_SPOKEN[plan.protocol(number)][0]}://service-{number}:{port}"
+
+
 def fleet_config(plan: FleetPlan, machine: str) -> GatewayConfig:
     """Configuration of one gateway: the product's defaults, its times scaled with the plan's lease."""
     scale = plan.lease_s / 15.0
@@ -88,10 +93,11 @@ def fleet_config(plan: FleetPlan, machine: str) -> GatewayConfig:
             "retry": {"delay_max_s": 10.0},
             "telemetry": {"queue_look_s": 60.0 * scale},
             "shutdown": {"grace_s": 2.0 * scale},
+            "discovery": {"poll_s": 10.0 * scale, "start_wait_s": 10.0 * scale},
             "workers": {
                 f"gpu{number}": {
                     "connector": f"simulation-{plan.protocol(number)}",
-                    "endpoint": f"{_SPOKEN[plan.protocol(number)][0]}://service-{number}:{SERVICE_PORT}",
+                    **({} if plan.discovered else {"endpoint": service_url(plan, number, SERVICE_PORT)}),
                     "instance": f"service-{number}",
                     "slots": plan.slots,
                     "capabilities": {"vram_gb": 24 if number == 0 else 8},
@@ -175,6 +181,11 @@ class Cluster:
             f"service-{number}": Node(f"service-{number}") for number in range(plan.services)
         }
         self.services: dict[str, SimulationService] = {}
+        #: Where each service listens, and whether it does.
+        self.ports = dict.fromkeys(self.service_nodes, SERVICE_PORT)
+        self.serving = dict.fromkeys(self.service_nodes, True)
+        #: Replaced at each move, when what a service says in the registry is out of date.
+        self.moved = {name: trio.Event() for name in self.service_nodes}
         self.machines = {f"gateway-{number}": Machine(f"gateway-{number}") for number in range(plan.gateways)}
         self.client_node = Node("submitter")
         self.acknowledged: dict[str, None] = {}
@@ -196,19 +207,45 @@ class Cluster:
         """Redis, services and gateways come up."""
         self.network.listen(HOST, PORT, self.redis_node, self.redis.serve, self.nursery)
         knobs = FaultPlan.from_mapping(self.plan.service_faults) if self.plan.service_faults else FaultPlan()
-        for number, (name, node) in enumerate(self.service_nodes.items()):
+        for number, name in enumerate(self.service_nodes):
             config = ServiceConfig(instance=name, slots=max(4, self.plan.slots * self.plan.gateways))
             speaks = _SPOKEN[self.plan.protocol(number)][1]
             service = speaks(config, knobs, random_for=streams(self.plan.seed, name))
             self.services[name] = service
-            self.network.listen(name, SERVICE_PORT, node, service.serve_stream, self.nursery)
+            self.service_up(name)
         for machine in self.machines.values():
             self.boot(machine)
 
     def service_up(self, name: str) -> None:
-        """Let a service listen again."""
-        node, service = self.service_nodes[name], self.services[name]
-        self.network.listen(name, SERVICE_PORT, node, service.serve_stream, self.nursery)
+        """Let a service listen where it is now."""
+        node, service, port = self.service_nodes[name], self.services[name], self.ports[name]
+
+        async def serve(stream: SimStream) -> None:
+            if port != SERVICE_PORT:
+                self.marks.note(Mark.FOLLOWED_ADDRESS)
+            await service.serve_stream(stream)
+
+        self.serving[name] = True
+        self.network.listen(name, port, node, serve, self.nursery)
+
+    def service_away(self, name: str) -> None:
+        """Let a service refuse connections, and break those it has."""
+        self.serving[name] = False
+        self.network.unlisten(name, self.ports[name])
+        for stream in list(self.service_nodes[name].streams):
+            stream.vanish()
+
+    def service_moves(self, name: str) -> None:
+        """Let a service that is away come back at an address that nobody had before, with all that it knows."""
+        self.service_away(name)
+        self.ports[name] += 1
+        self.service_up(name)
+        news, self.moved[name] = self.moved[name], trio.Event()
+        news.set()
+
+    def url(self, name: str) -> str:
+        """Where a service is now."""
+        return service_url(self.plan, list(self.service_nodes).index(name), self.ports[name])
 
     def boot(self, machine: Machine) -> None:
         """Start a gateway process on a machine."""
@@ -247,8 +284,10 @@ class Cluster:
         try:
             with scope:
                 await Gateway(config, seams).run(stop)
-        except* StoreError as error:
-            # Redis was away at the start: a supervisor (systemd, say) would try again.
+        except* (StoreError, ConfigError) as error:
+            # Redis was away at the start, or no service had registered: a supervisor (systemd, say) would try again.
+            if error.subgroup(ConfigError) is not None and not self.plan.discovered:
+                raise
             self.history.tell(machine.name, f"did not start: {_leaf(error)}")
         except* (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
             if node.alive:

@@ -46,6 +46,7 @@ class Mark(enum.StrEnum):
     HEALTH_LOST = "health_lost"
     FOLLOWED = "followed"
     COLLECTED = "collected"
+    FOLLOWED_ADDRESS = "followed_address"
     SERVED_HTTP = "served_http"
     SERVED_WEBSOCKET = "served_websocket"
     SERVED_GRPC = "served_grpc"
@@ -73,6 +74,7 @@ MEANINGS: dict[Mark, str] = {
     Mark.HEALTH_LOST: "an instance counted as unhealthy",
     Mark.FOLLOWED: "a new owner followed the run that an earlier one had begun",
     Mark.COLLECTED: "a new owner collected the result that an earlier one had left",
+    Mark.FOLLOWED_ADDRESS: "a gateway called a service at the address to which it had moved",
     Mark.SERVED_HTTP: "a service did work that came over HTTP",
     Mark.SERVED_WEBSOCKET: "a service did work that came over WebSocket",
     Mark.SERVED_GRPC: "a service did work that came over gRPC",

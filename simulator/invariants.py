@@ -80,7 +80,7 @@ class Testimony:
 
     def __init__(self, health: HealthPolicy | None = None) -> None:
         self._health = health or HealthPolicy()
-        self._gates: dict[tuple[object, str], _Gate] = {}
+        self._gates: dict[tuple[object, str, str], _Gate] = {}
         self._lives: dict[str, dict[object, _Life]] = {}
         self._accepted: dict[LeaseRef, SettlementKind] = {}
         self.violations: list[str] = []
@@ -100,9 +100,13 @@ class Testimony:
         if verdict is Verdict.ACCEPTED:
             self._accepted[settlement.lease] = settlement.kind
 
-    def probed(self, life: object, worker_id: str, *, healthy: bool) -> None:
+    def left(self, life: object, worker_id: str, endpoint: str) -> None:
+        """A worker has done with an endpoint; should it ever come back, it is a new one."""
+        self._gates.pop((life, worker_id, endpoint), None)
+
+    def probed(self, life: object, worker_id: str, endpoint: str, *, healthy: bool) -> None:
         """A health probe was taken in; the gate says ``healthy`` now."""
-        gate = self._gates.setdefault((life, worker_id), _Gate())
+        gate = self._gates.setdefault((life, worker_id, endpoint), _Gate())
         gate.since += 1
         if healthy == gate.healthy:
             return

@@ -187,9 +187,14 @@ class OracleObserver(SilentObserver):
 
     def health(self, worker_id: str, service: str, endpoint: str, *, healthy: bool, detail: str) -> None:
         if self._node.alive:
-            self._beliefs.testimony.probed(self, worker_id, healthy=healthy)
+            self._beliefs.testimony.probed(self, worker_id, endpoint, healthy=healthy)
             if not healthy:
                 self._marks.note(Mark.HEALTH_LOST)
+
+    def left(self, worker_id: str, service: str, endpoint: str) -> None:
+        if self._node.alive:
+            self._history.tell(self._node.name, f"{worker_id} has done with {endpoint}")
+            self._beliefs.testimony.left(self, worker_id, endpoint)
 
     def spool(self, size: int) -> None:
         if self._node.alive:

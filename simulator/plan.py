@@ -35,12 +35,14 @@ class FaultKind(enum.StrEnum):
     CLOCK_DRIFT = "clock_drift"
     SERVICE_RESTART = "service_restart"
     SERVICE_DOWN = "service_down"
+    SERVICE_MOVE = "service_move"
     SERVICE_FAULTS = "service_faults"
     CANCEL = "cancel"
     REQUEUE = "requeue"
     DUPLICATE_SUBMIT = "duplicate_submit"
 
 
+_DRAWN_KINDS = tuple(kind for kind in FaultKind if kind is not FaultKind.SERVICE_MOVE)
 #: Faults that break the durability condition ("Redis loses no acknowledged write"); reported apart.
 UNDURABLE = frozenset({FaultKind.REDIS_ROLLBACK})
 
@@ -135,6 +137,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         protocols: what each service speaks, by its number; the ones not named speak HTTP.
         schedules: recurring jobs, set up at the start and paused when the world heals.
         shares: tenants, limits and aging.
+        discovered: gateways know no addresses; their workers follow the services' entries in the registry.
     """
 
     seed: int
@@ -152,6 +155,7 @@ class FleetPlan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     protocols: tuple[ServiceProtocol, ...] = ()
     schedules: tuple[PlannedSchedule, ...] = ()
     shares: PlannedShares = NO_SHARES
+    discovered: bool = False
 
     def protocol(self, service: int) -> ServiceProtocol:
         """What a service speaks."""
@@ -216,7 +220,8 @@ def generate_plan(
         conditions: exactly these kinds of conditions, instead of a random half of all.
     """
     random = Random(f"plan/{seed}")
-    kinds = {kind for kind in FaultKind if random.random() < 0.5}
+    # Moves have a source of their own, further down.
+    kinds: set[FaultKind] = {kind for kind in _DRAWN_KINDS if random.random() < 0.5}
     if random.random() < 0.85:
         kinds -= UNDURABLE
     if only is not None:
@@ -229,19 +234,21 @@ def generate_plan(
     if conditions is None:
         conditions = frozenset(one for one in Condition if drawn.random() < 0.5)
     workload = conditioned(drawn, workload, conditions, lease_s)
+    slots = random.choice([1, 2, 4])
+    incidents = _incidents(random, kinds, safety_s, lease_s, gateways, services, workload)
+    discovered, moves = _moves(seed, safety_s, lease_s, services)
+    if only is None or FaultKind.SERVICE_MOVE in only:
+        incidents += moves
     return FleetPlan(
         seed=seed,
         gateways=gateways,
         services=services,
-        slots=random.choice([1, 2, 4]),
+        slots=slots,
         lease_s=lease_s,
         safety_s=round(safety_s, 3),
         jobs=workload,
         incidents=tuple(
-            sorted(
-                _incidents(random, kinds, safety_s, lease_s, gateways, services, workload),
-                key=lambda incident: (incident.at_s, incident.kind, incident.target),
-            )
+            sorted(incidents, key=lambda incident: (incident.at_s, incident.kind, incident.target))
         ),
         links=_links(random, kinds),
         service_faults=_service_faults(random) if FaultKind.SERVICE_FAULTS in kinds else {},
@@ -252,6 +259,7 @@ def generate_plan(
         schedules=_schedules(drawn, conditions, lease_s),
         # Every tenth seed has tenants: the others mean what they meant before there were any.
         shares=draw_shares(seed, [job.job_id for job in workload]) if seed % 10 == 8 else NO_SHARES,
+        discovered=discovered,
     )
 
 
@@ -259,6 +267,23 @@ def _protocols(seed: int, services: int) -> tuple[ServiceProtocol, ...]:
     """From a source of its own, so that everything else a seed means stays as it was."""
     random = Random(f"plan/{seed}/protocols")
     return tuple(random.choice(tuple(ServiceProtocol)) for _ in range(services))
+
+
+def _moves(seed: int, safety_s: float, lease_s: float, services: int) -> tuple[bool, list[Incident]]:
+    """Whether addresses come from the registry, and which services then move; from a source of its own too."""
+    random = Random(f"plan/{seed}/moves")
+    discovered = random.random() < 0.4
+    if not discovered or random.random() < 0.4:
+        return discovered, []
+    return discovered, [
+        Incident(
+            at_s=round(random.uniform(0.5, 0.9 * safety_s), 3),
+            kind=FaultKind.SERVICE_MOVE,
+            target=f"service-{random.randrange(services)}",
+            for_s=round(random.choice([0.0, 1.0]) * random.uniform(0.1, 1.0) * lease_s, 3),
+        )
+        for _ in range(random.randint(1, 3))
+    ]
 
 
 def _jobs(

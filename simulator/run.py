@@ -22,6 +22,7 @@ from simulator.faults import FaultPlan
 from simulator.invariants import Story, StreamEntry, broken_promises
 from simulator.oracle import HistoryLine
 from simulator.plan import FaultKind, FleetPlan
+from simulator.roster import announce
 from simulator.scheduling import deterministic_scheduler as deterministic_scheduler
 from simulator.shares import Asked
 
@@ -112,6 +113,9 @@ async def _simulate(plan: FleetPlan) -> Run:
             nursery.start_soon(trio.sleep, 10_000_000)
             cluster.start()
             nursery.start_soon(cluster.submit_all)
+            if plan.discovered:
+                for name in cluster.services:
+                    nursery.start_soon(announce, cluster, name)
             nursery.start_soon(inflict, cluster)
             await trio.sleep_until(plan.safety_s)
             unfinished = await _heal(cluster)

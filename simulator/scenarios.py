@@ -122,6 +122,7 @@ def _plan(
     gateways: int = 2,
     slots: int = 1,
     links: LinkLevels | None = None,
+    discovered: bool = False,
 ) -> FleetPlan:
     return FleetPlan(
         seed=1,
@@ -133,6 +134,7 @@ def _plan(
         jobs=jobs,
         incidents=tuple(sorted(incidents, key=lambda incident: incident.at_s)),
         links=links or LinkLevels(),
+        discovered=discovered,
         # Nothing but the story: not even the default failures.
         service_faults={"health_failure_rate": 0.0, "lost_completion_rate": 0.0},
     )
@@ -301,6 +303,25 @@ def _services() -> list[Scenario]:
                 _event(EventType.RECOVERED, 1, "job-0"),
                 _event(EventType.COMPLETED, 1, "job-0"),
                 Expectation(says="job-0 is run anew", holds=lambda run: executions(run, "job-0") >= 2),
+            ),
+        ),
+        Scenario(
+            name="service-moves",
+            topology="one gateway that knows no address: its service moves while it works on a long job",
+            shows="the gateway follows the registry, and finds the very run that it had begun at the old address",
+            plan=_plan(
+                _incident(FaultKind.SERVICE_MOVE, 5.0, "service-0", 1.0),
+                jobs=(_job(0, 0.5, 20.0), _job(1, 15.0, 0.5)),
+                safety_s=60.0,
+                gateways=1,
+                slots=2,
+                discovered=True,
+            ),
+            expectations=(
+                _reached(Mark.FOLLOWED_ADDRESS),
+                _event(EventType.COMPLETED, 1, "job-0"),
+                _event(EventType.COMPLETED, 1, "job-1"),
+                _executed("job-0", 1),
             ),
         ),
         Scenario(

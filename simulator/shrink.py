@@ -159,6 +159,7 @@ _CALMER: tuple[Callable[[FleetPlan], FleetPlan], ...] = (
     lambda plan: msgspec.structs.replace(plan, slots=1),
     lambda plan: msgspec.structs.replace(plan, protocols=()),
     lambda plan: msgspec.structs.replace(plan, shares=NO_SHARES),
+    lambda plan: msgspec.structs.replace(plan, discovered=False),
     _shorter,
 )
 

@@ -20,6 +20,7 @@ from simulator.plan import (
     LinkLevels,
     PlannedJob,
     PlannedSchedule,
+    ServiceProtocol,
     generate_plan,
 )
 from simulator.shares import NO_SHARES, draw_shares
@@ -35,12 +36,14 @@ MOMENTARY = (
     FaultKind.REDIS_RESTART,
     FaultKind.SERVICE_RESTART,
     FaultKind.SERVICE_DOWN,
+    FaultKind.SERVICE_MOVE,
     FaultKind.CANCEL,
     FaultKind.REQUEUE,
     FaultKind.DUPLICATE_SUBMIT,
 )
 _MACHINE = (FaultKind.KILL, FaultKind.KILL_AT_STEP, FaultKind.PAUSE, FaultKind.TERMINATE)
 _CUTS = (FaultKind.PARTITION, FaultKind.ONE_WAY_PARTITION)
+_SERVICE = (FaultKind.SERVICE_RESTART, FaultKind.SERVICE_DOWN, FaultKind.SERVICE_MOVE)
 _OPERATORS = (FaultKind.CANCEL, FaultKind.REQUEUE, FaultKind.DUPLICATE_SUBMIT)
 STEPS_MAX = 4_000
 
@@ -150,7 +153,7 @@ def incidents(
             return st.sampled_from([">".join(way) for pair in pairs for way in (pair, pair[::-1])])
         if kind in _OPERATORS:
             return st.sampled_from(sorted(job_ids))
-        if kind in (FaultKind.SERVICE_RESTART, FaultKind.SERVICE_DOWN):
+        if kind in _SERVICE:
             return st.sampled_from(instances)
         return st.just("redis")
 
@@ -238,6 +241,8 @@ def fault_plans(
         redis_rate=draw(st.sampled_from([1.0, 0.96, 1.04])),
         schedules=draw(schedules(lease_s)),
         shares=draw(st.just(NO_SHARES) | tenants),
+        protocols=draw(st.lists(st.sampled_from(ServiceProtocol), max_size=size[1]).map(tuple)),
+        discovered=draw(st.booleans()),
     )
 
 

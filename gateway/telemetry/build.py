@@ -101,6 +101,9 @@ class Telemetry:
     def breaker(self, worker_id: str, service: str, endpoint: str, state: BreakerState) -> None:
         self.metrics.breaker(worker_id, service, endpoint, state)
 
+    def left(self, worker_id: str, service: str, endpoint: str) -> None:
+        self.metrics.left(worker_id, service, endpoint)
+
     def swept(self, report: SweepReport) -> None:
         self.metrics.swept(report)
 

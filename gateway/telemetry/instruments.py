@@ -100,6 +100,10 @@ class GaugeInstrument:
             labels = _bounded(labels, self._values)
         self._values[labels] = self._values.get(labels, 0) + amount
 
+    def remove(self, labels: Labels) -> None:
+        """End a series; what went into the overflow stays there."""
+        self._values.pop(labels, None)
+
     def replace(self, values: Mapping[Labels, float]) -> None:
         """Take a whole new set of series: those not in it are gone (a class without jobs, for example)."""
         self._values = dict(list(values.items())[:SERIES_MAX])

@@ -200,6 +200,11 @@ class GatewayMetrics:
     def breaker(self, worker_id: str, service: str, endpoint: str, state: BreakerState) -> None:
         self._breaker.set((service, endpoint, worker_id), _BREAKER_VALUES[state])
 
+    def left(self, worker_id: str, service: str, endpoint: str) -> None:
+        """No series of an endpoint outlives it: one that moved away must not count as unhealthy for ever."""
+        self._health.remove((service, endpoint, worker_id))
+        self._breaker.remove((service, endpoint, worker_id))
+
     def swept(self, report: SweepReport) -> None:
         """``cancelled`` counts expired leases of jobs somebody had asked to cancel."""
         self._expiries.add((), report.recovered + report.poisoned + report.cancelled)

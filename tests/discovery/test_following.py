@@ -62,6 +62,7 @@ async def test_a_service_that_moves_is_followed(redis_url: str) -> None:
         assert (executed(old), executed(new)) == ({running}, set(jobs))
         assert misrouted(old, new) == 0
         await until(lambda: not live.worker("a").leaving, 5, "the old endpoint is closed")
+        assert live.notes.left_endpoints == [old.url]
         await stage.watch.audited()
 
 

@@ -75,6 +75,7 @@ class Notes(SilentObserver):
         self.verdicts: list[tuple[str, Verdict | None]] = []
         self.probes: list[tuple[str, bool]] = []
         self.breakers: list[tuple[str, BreakerState]] = []
+        self.left_endpoints: list[str] = []
         self.disownings: list[tuple[str, str]] = []
         self.spooled_most = 0
         self.recoveries: Counter[Strategy] = Counter()
@@ -94,6 +95,9 @@ class Notes(SilentObserver):
 
     def breaker(self, worker_id: str, service: str, endpoint: str, state: BreakerState) -> None:
         self.breakers.append((worker_id, state))
+
+    def left(self, worker_id: str, service: str, endpoint: str) -> None:
+        self.left_endpoints.append(endpoint)
 
     def rollout(self, worker_id: str, decision: str, policy: RolloutPolicy) -> None:
         self.rollouts.append((decision, policy))

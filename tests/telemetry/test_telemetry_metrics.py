@@ -196,6 +196,19 @@ def test_claims_measure_waiting_and_asking(telemetry: Telemetry) -> None:
     assert found['claim_latency_seconds_sum{service="simulation"}'] == pytest.approx(2.008)
 
 
+def test_an_endpoint_that_left_leaves_no_series(telemetry: Telemetry) -> None:
+    """A service that moved away must not count as unhealthy for ever, nor use up the series of its gauges."""
+    for endpoint in ("old", "new"):
+        telemetry.health("w", "s", endpoint, healthy=False, detail="refused")
+        telemetry.breaker("w", "s", endpoint, BreakerState.OPEN)
+    telemetry.left("w", "s", "old")
+    telemetry.left("w", "s", "never there")
+    found = [name for name in telemetry.snapshot() if "service_health{" in name or "breaker_state{" in name]
+    assert sorted(found) == [
+        f'{name}{{service="s",endpoint="new",worker="w"}}' for name in ("breaker_state", "service_health")
+    ]
+
+
 def test_process_facts_are_shown_as_told(telemetry: Telemetry) -> None:
     """Health, breaker, store, spool, lag and sweeps appear with their last (or summed) values."""
     telemetry.health("w", "s", "e", healthy=False, detail="refused")
