@@ -11,7 +11,15 @@ from typing import Protocol
 import trio
 
 from gateway.config import DiscoveryConfig
-from gateway.discovery import Place, asks_registry, configured, resolve, template
+from gateway.discovery import (
+    Place,
+    asks_registry,
+    configured,
+    current,
+    resolve,
+    spelled,
+    template,
+)
 from gateway.endpoints import BoundEndpoint
 from gateway.errors import ConfigError, GatewayError, StoreError
 from gateway.registration import RegisteredService
@@ -69,6 +77,8 @@ class Binder:
         self._on_change = on_change
         self._changed = trio.Event()
         self._scopes: dict[BoundEndpoint, trio.CancelScope] = {}
+        #: Addresses in the registry at the last look, by id.
+        self._addresses: dict[str, str] = {}
         self._nursery: trio.Nursery | None = None
         self._followers = [worker for worker in workers if asks_registry(worker.config)]
         for worker in workers:
@@ -85,6 +95,10 @@ class Binder:
     def look(self) -> None:
         """The registry may have changed, or an endpoint that left has ended its last job."""
         self._changed.set()
+
+    def address_of(self, service_id: str) -> str | None:
+        """Where a service of the registry was at the last look; None if it is not there or nobody follows it."""
+        return self._addresses.get(service_id)
 
     async def run(
         self, nursery: trio.Nursery, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -150,6 +164,7 @@ class Binder:
             strict: raise what a connector says about its address or options, instead of showing it as the state.
         """
         changed = False
+        self._addresses = {service.id: spelled(service.entry.url) for service in current(services)[0]}
         for worker in self._followers:
             resolution = resolve(worker.name, worker.config, worker.connector_key, services)
             if resolution.problem and resolution.problem != worker.problem:

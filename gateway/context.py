@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,7 +87,7 @@ class RunningJob:
             JobFault: LEASE_LOST when the job is no longer ours.
             StoreRejected: it could not be stored.
         """
-        self._reference = Reference(self._reference.connector_key, self._reference.endpoint, reference)
+        self._reference = dataclasses.replace(self._reference, name=reference)
         await self.store_reference()
 
     async def store_reference(self) -> None:

@@ -136,7 +136,7 @@ def current(registry: Sequence[RegisteredService]) -> tuple[list[RegisteredServi
         entry = service.entry
         name = (entry.service, entry.protocol, entry.machine, entry.instance)
         # One address may serve several protocols, and speak like several services.
-        address = (entry.service, entry.protocol, _spelled(entry.url))
+        address = (entry.service, entry.protocol, spelled(entry.url))
         taken = addresses.get(address) or (names.get(name) if entry.instance else None)
         if taken is not None:
             overtaken[service.id] = taken
@@ -147,7 +147,8 @@ def current(registry: Sequence[RegisteredService]) -> tuple[list[RegisteredServi
     return sorted(holding, key=lambda service: service.id), overtaken
 
 
-def _spelled(url: str) -> str:
+def spelled(url: str) -> str:
+    """An address in the one spelling by which addresses are compared; what is none stays as it is."""
     try:
         return Endpoint.parse(url).url
     except EndpointError:
@@ -212,5 +213,5 @@ def _from_registry(
 def _place(service: RegisteredService) -> Place:
     entry = service.entry
     return Place(
-        _spelled(entry.url), entry.instance, PlaceOrigin.REGISTRY, service.id, dict(entry.capabilities)
+        spelled(entry.url), entry.instance, PlaceOrigin.REGISTRY, service.id, dict(entry.capabilities)
     )

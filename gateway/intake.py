@@ -34,6 +34,7 @@ class ClassBook:
         self._classes: dict[ClassId, JobClass] = {}
         self._served: dict[BoundEndpoint, tuple[ClassId, ...]] = {}
         self.stale = True
+        self._reading = trio.Lock()
 
     def __contains__(self, class_id: str) -> bool:
         return class_id in self._classes
@@ -41,14 +42,27 @@ class ClassBook:
     def __len__(self) -> int:
         return len(self._classes)
 
+    @property
+    def outdated(self) -> bool:
+        """Whether a class may be missing: one was mentioned, and the read that finds it has not ended."""
+        return self.stale or self._reading.locked()
+
     async def refresh(self) -> None:
-        self.stale = False
-        try:
-            self._classes = await self._store.classes()
-        except BaseException:
-            self.stale = True
-            raise
-        self._served.clear()
+        """Read the classes again; who comes during a read waits for it, and for another one only if it began too soon.
+
+        Raises:
+            StoreError: they could not be read, and still are out of date.
+        """
+        async with self._reading:
+            if not self.stale:
+                return
+            self.stale = False
+            try:
+                self._classes = await self._store.classes()
+            except BaseException:
+                self.stale = True
+                raise
+            self._served.clear()
 
     def served_by(self, endpoint: BoundEndpoint) -> tuple[ClassId, ...]:
         """Classes that can run there; each (endpoint, class) pair is evaluated once per refresh."""
@@ -221,7 +235,7 @@ class _ClaimLoop:
     async def _claim_once(self) -> tuple[int, int]:
         """Ask for as many jobs as fit, endpoint by endpoint; returns (granted, wanted)."""
         intake = self._intake
-        if intake._book.stale:
+        if intake._book.outdated:
             await intake._book.refresh()
         granted = wanted = 0
         exhausted: set[ClassId] = set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from gateway.connector import Connector, JobResult, ServicePhase
 from gateway.errors import FaultClass, JobFault
@@ -30,22 +31,35 @@ class Reference:
         connector_key: which connector speaks to the endpoint.
         endpoint: base URL of the instance that holds the work.
         name: the job's name at the service.
+        service_id: the instance's id in the registry, by which it is found again when it has moved; empty when its
+            address comes from elsewhere.
     """
 
     connector_key: str
     endpoint: str
     name: str
+    service_id: str = ""
 
     def stored(self) -> str:
-        """The text kept in the store by ``attach``."""
-        return _SEPARATOR.join((self.connector_key, self.endpoint, self.name))
+        """The text kept in the store by ``attach``; the id stands where a URL has its fragment."""
+        known_as = f"#{quote(self.service_id, safe='')}" if self.service_id else ""
+        return _SEPARATOR.join((self.connector_key, self.endpoint + known_as, self.name))
 
     @classmethod
     def read(cls, stored: str) -> Reference | None:
         """Read back a stored reference; None for none."""
         connector_key, _, rest = stored.partition(_SEPARATOR)
-        endpoint, _, name = rest.partition(_SEPARATOR)
-        return cls(connector_key, endpoint, name) if name else None
+        address, _, name = rest.partition(_SEPARATOR)
+        endpoint, _, known_as = address.partition("#")
+        return cls(connector_key, endpoint, name, unquote(known_as)) if name else None
+
+    def same_work(self, other: Reference | None) -> bool:
+        """Whether both name one piece of work, wherever its instance was when each was written."""
+        if other is None or (self.connector_key, self.name) != (other.connector_key, other.name):
+            return False
+        if self.service_id and other.service_id:
+            return self.service_id == other.service_id
+        return self.endpoint == other.endpoint
 
 
 def reference_name(grant: Grant, *, fresh: bool = False) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random as random_module
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -49,7 +50,17 @@ MakeConnector = Callable[[str, str, Worker], Connector]
 class _Attempt:
     """Everything one attempt knows; lives as long as its task. ``home`` is the endpoint it was claimed for."""
 
-    __slots__ = ("began_s", "connector", "foreign", "grant", "home", "job", "observer", "ownership")
+    __slots__ = (
+        "began_s",
+        "connector",
+        "foreign",
+        "foreign_id",
+        "grant",
+        "home",
+        "job",
+        "observer",
+        "ownership",
+    )
 
     def __init__(
         self,
@@ -67,6 +78,8 @@ class _Attempt:
         self.connector: Connector = home.connector
         #: Speaks to the endpoint where an earlier owner left the work, when that is not the worker's own.
         self.foreign: Connector | None = None
+        #: Registry id of the instance where an earlier owner left the work, when that is another one.
+        self.foreign_id = ""
         self.job: RunningJob | None = None
         self.began_s = began_s
 
@@ -74,6 +87,11 @@ class _Attempt:
     def endpoint(self) -> str:
         """Address of the instance that does the work."""
         return self.home.url if self.at_home else self.connector.setup.endpoint.url
+
+    @property
+    def service_id(self) -> str:
+        """The registry's id of the instance that does the work; empty when it is not from there."""
+        return self.home.place.service_id if self.at_home else self.foreign_id
 
     @property
     def worker(self) -> Worker:
@@ -95,6 +113,7 @@ class JobRunner:
         pump: carries progress.
         observer: follows each attempt.
         make_connector: ``(key, endpoint, worker)`` for work left at another endpoint.
+        address_of: where a service of the registry is now, by its id; None when that is not known.
         retry: bounds of the back-off.
         config: times of one run.
         result_bytes_max: largest recorded result.
@@ -113,6 +132,7 @@ class JobRunner:
         observer: Observer,
         *,
         make_connector: MakeConnector,
+        address_of: Callable[[str], str | None],
         retry: RetryPolicy,
         config: RunnerConfig,
         result_bytes_max: int,
@@ -127,6 +147,7 @@ class JobRunner:
         self._pump = pump
         self._observer = observer
         self._make_connector = make_connector
+        self._address_of = address_of
         self._retry = retry
         self._config = config
         self.result_bytes_max = result_bytes_max
@@ -209,14 +230,21 @@ class JobRunner:
     def _locate(self, attempt: _Attempt) -> Reference | None:
         """Where an earlier owner left the work, if anywhere we can ask; points the attempt's connector there."""
         left = Reference.read(attempt.grant.reference)
-        if left is None or left.endpoint == attempt.home.url:
+        if left is None:
+            return None
+        if left.service_id:
+            # Its address may be another one by now.
+            ours = attempt.home.place.service_id == left.service_id
+            address = attempt.home.url if ours else self._address_of(left.service_id)
+            left = replace(left, endpoint=address or left.endpoint)
+        if left.endpoint == attempt.home.url:
             return left
         try:
             attempt.foreign = self._make_connector(left.connector_key, left.endpoint, attempt.worker)
         except GatewayError as error:
             log.warning("job %s was left at %s, which can't be asked: %s", attempt.grant.job_id, left, error)
             return None
-        attempt.connector = attempt.foreign
+        attempt.connector, attempt.foreign_id = attempt.foreign, left.service_id
         return left
 
     def _prepare(self, attempt: _Attempt, reference: Reference | None) -> RunningJob:
@@ -224,7 +252,7 @@ class JobRunner:
         worker, grant, connector = attempt.worker, attempt.grant, attempt.connector
         endpoint = attempt.endpoint
         if reference is None:
-            reference = Reference(connector.key, endpoint, reference_name(grant))
+            reference = Reference(connector.key, endpoint, reference_name(grant), attempt.service_id)
         routing = {
             HEADER_WORKER: worker.worker_id,
             HEADER_EPOCH: str(grant.epoch),
@@ -285,7 +313,9 @@ class JobRunner:
         """Hand the job to the worker's own instance, its reference stored first."""
         connector = attempt.connector = attempt.home.connector
         name = reference_name(attempt.grant, fresh=finding is Finding.RUN_FRESH)
-        job = self._prepare(attempt, Reference(connector.key, attempt.home.url, name))
+        job = self._prepare(
+            attempt, Reference(connector.key, attempt.home.url, name, attempt.home.place.service_id)
+        )
         if connector.capabilities.query or connector.capabilities.cancel:
             await job.store_reference()
         with attempt.observer.service_call("run"):
@@ -392,11 +422,13 @@ class JobRunner:
         """
         if not attempt.connector.capabilities.reattach or attempt.job is None:
             return False
-        ours = Reference(attempt.connector.key, attempt.endpoint, attempt.job.reference)
+        ours = Reference(attempt.connector.key, attempt.endpoint, attempt.job.reference, attempt.service_id)
         try:
             with trio.move_on_after(self._config.cancel_timeout_s):
                 view = (await self._store.inspect([attempt.grant.job_id]))[0]
-                return view is not None and not view.terminal and view.reference == ours.stored()
+                return (
+                    view is not None and not view.terminal and ours.same_work(Reference.read(view.reference))
+                )
         except StoreError as error:
             log.info("job %s: its successor is unknown: %s", attempt.grant.job_id, error)
         return True

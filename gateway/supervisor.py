@@ -293,6 +293,7 @@ class Gateway:
             self.pump,
             self.seams.observer,
             make_connector=lambda key, url, worker: self._connector(key, url, worker, worker.worker_id),
+            address_of=lambda service_id: self.binder.address_of(service_id),
             retry=self.config.retry.policy(),
             config=self.config.runner,
             result_bytes_max=self.config.limits.result_bytes_max,

@@ -100,7 +100,15 @@ def _completed_by(worker_id: str, job_id: str) -> Expectation:
     )
 
 
-def _job(number: int, at_s: float, duration_s: float, *, fail: str = "", max_attempts: int = 3) -> PlannedJob:
+def _job(
+    number: int,
+    at_s: float,
+    duration_s: float,
+    *,
+    fail: str = "",
+    max_attempts: int = 3,
+    vram_gb: int = 0,
+) -> PlannedJob:
     return PlannedJob(
         job_id=f"job-{number}",
         at_s=at_s,
@@ -108,6 +116,7 @@ def _job(number: int, at_s: float, duration_s: float, *, fail: str = "", max_att
         timeout_s=600.0,
         fail={"kind": fail, "times": 1} if fail else None,
         max_attempts=max_attempts,
+        vram_gb=vram_gb,
     )
 
 
@@ -120,6 +129,7 @@ def _plan(
     jobs: tuple[PlannedJob, ...],
     safety_s: float,
     gateways: int = 2,
+    services: int = 1,
     slots: int = 1,
     links: LinkLevels | None = None,
     discovered: bool = False,
@@ -127,7 +137,7 @@ def _plan(
     return FleetPlan(
         seed=1,
         gateways=gateways,
-        services=1,
+        services=services,
         slots=slots,
         lease_s=LEASE_S,
         safety_s=safety_s,
@@ -345,6 +355,34 @@ def _services() -> list[Scenario]:
     ]
 
 
+def _moves() -> list[Scenario]:
+    """Stories about services whose addresses only the registry knows."""
+    return [
+        Scenario(
+            name="moved-work-elsewhere",
+            topology="one gateway, two services: one moves with a job, then its worker is busy with another one",
+            shows="a worker of the other service asks for the work where the registry says it went, and follows it",
+            plan=_plan(
+                _incident(FaultKind.SERVICE_MOVE, 5.0, "service-0", 1.0),
+                # The short one keeps the second worker away from the first; only the first one's card has the
+                # memory for the last.
+                jobs=(_job(2, 0.4, 0.5), _job(0, 0.6, 40.0), _job(1, 10.0, 60.0, vram_gb=24)),
+                safety_s=90.0,
+                gateways=1,
+                services=2,
+                discovered=True,
+            ),
+            expectations=(
+                _event(EventType.RELEASED_LATER, 1, "job-0"),
+                _completed_by("gateway-0/gpu1", "job-0"),
+                _executed("job-0", 1),
+                _event(EventType.COMPLETED, 1, "job-1"),
+                _reached(Mark.FOLLOWED),
+            ),
+        ),
+    ]
+
+
 def _people_and_networks() -> list[Scenario]:
     """Stories about operators, deployments and duplicated requests."""
     return [
@@ -403,5 +441,12 @@ def _people_and_networks() -> list[Scenario]:
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
-    for scenario in [*_ownership(), *_late_news(), *_store(), *_services(), *_people_and_networks()]
+    for scenario in [
+        *_ownership(),
+        *_late_news(),
+        *_store(),
+        *_services(),
+        *_moves(),
+        *_people_and_networks(),
+    ]
 }
