@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,18 +151,19 @@ def explore(
     count = seeds if seeds is not None or until_failure else SEEDS_DEFAULT
     exploration = exploring.Exploration(size)
     interrupted = False
-    with Display(exploration, count) as display:
+    display = Display(exploration, count)
 
-        def take(result: exploring.SeedResult) -> bool:
-            display.add(result)
-            return not (until_failure and result.kind != "ok")
+    def take(result: exploring.SeedResult) -> bool:
+        display.add(result)
+        return not (until_failure and result.kind != "ok")
 
-        try:
+    try:
+        with _terminable(), display:
             exploring.explore(
                 size, _seeds(start, count), processes=processes, on_result=take, budget_s=budget_s
             )
-        except KeyboardInterrupt:
-            interrupted = True
+    except KeyboardInterrupt:
+        interrupted = True
     judged = exploring.coverage_is_judged(exploration.seeds, required=require_coverage)
     if as_json:
         typer.echo(json.dumps(exploration.report(judge_coverage=judged), indent=2))
@@ -170,6 +173,16 @@ def explore(
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(exploring.EXIT_CODES[exploration.verdict(judge_coverage=judged)])
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Take a SIGTERM for an interrupt: what is stopped by its supervisor still says what it found."""
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _seeds(start: int, count: int | None) -> Iterator[int]:

@@ -27,6 +27,7 @@ class Display:
 
     def __init__(self, exploration: Exploration, seeds: int | None) -> None:
         self._exploration = exploration
+        self._seeds = seeds
         console = Console(stderr=True)
         self._console = console
         self._live = Progress(
@@ -43,6 +44,8 @@ class Display:
 
     def __enter__(self) -> Self:
         self._live.start()
+        if not self._console.is_terminal:
+            self._console.print(f"exploring {_of(self._seeds)}", highlight=False)
         return self
 
     def __exit__(
@@ -59,7 +62,12 @@ class Display:
         self._live.update(self._task, advance=1, description=_line(exploration))
         if not self._console.is_terminal and time.monotonic() - self._told_s >= LINE_EVERY_S:
             self._told_s = time.monotonic()
-            self._console.print(f"{exploration.seeds} seeds, {_line(exploration)}", highlight=False)
+            done = f"{exploration.seeds:,} of {_of(self._seeds)}"
+            self._console.print(f"{done}, {_line(exploration)}", highlight=False)
+
+
+def _of(seeds: int | None) -> str:
+    return "seeds without end" if seeds is None else f"{seeds:,} seeds"
 
 
 def _line(exploration: Exploration) -> str:

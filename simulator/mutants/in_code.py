@@ -9,12 +9,14 @@ from typing import Any
 import trio
 from coredis.connection._request import BaseRequest
 
+from gateway.binding import Binder
 from gateway.breaker import HealthGate
 from gateway.connector import Connector
 from gateway.endpoints import BoundEndpoint
 from gateway.errors import StoreError
 from gateway.leases import EndReason, LeaseKeeper, Ownership
 from gateway.models import Grant, JobState, LeaseStatus, Settlement, SettlementKind, Verdict
+from gateway.registration import RegisteredService
 from gateway.settling import Settler
 from gateway.store import scripts
 from gateway.store.calls import ScriptCall
@@ -45,6 +47,7 @@ _own = LeaseKeeper.own
 _renew = LeaseKeeper._renew
 _script = RedisLink.script
 _connector = Gateway._connector
+_apply = Binder._apply
 
 
 async def _settle_then_disown(self: Settler, settlement: Settlement, ownership: Ownership) -> Verdict | None:
@@ -100,6 +103,11 @@ def _forget_but_keep(self: BaseRequest, reason: str) -> None:
     kept = [request for request in waiting if request is not self]
     waiting.clear()
     waiting.extend(kept)
+
+
+def _bind_once(self: Binder, services: Sequence[RegisteredService], *, strict: bool) -> None:
+    if strict:
+        _apply(self, services, strict=strict)
 
 
 def _record_now(self: HealthGate, ok: bool) -> bool:
@@ -263,5 +271,13 @@ CODE_MUTANTS: tuple[Mutant, ...] = (
         promise="Every call reaches the worker's own endpoint.",
         judges=frozenset({Judge.JOURNALS}),
         put_in=replacements((Gateway, "_connector", _one_connector_per_key)),
+    ),
+    Mutant(
+        name="moves-not-followed",
+        breaks="A worker keeps the endpoints that it found at its start, whatever the registry says later.",
+        promise="Every accepted job ends: a service that moved away is found where it is now.",
+        judges=frozenset({Judge.LIVENESS}),
+        put_in=replacements((Binder, "_apply", _bind_once)),
+        favour=Favour(only=frozenset(), moves=True, why="in most swarms no service moves"),
     ),
 )

@@ -81,6 +81,7 @@ class Favour:
         limits: limits instead of drawn ones.
         crowd: all jobs come at once, most of them one tenant's; the levels are those of priority in turn.
         aging_s: seconds of waiting per level of priority.
+        moves: gateways know no address, and every service moves.
         why: why a plain swarm would need more seeds.
     """
 
@@ -95,6 +96,7 @@ class Favour:
     limits: dict[str, Limit] | None = None
     crowd: tuple[int, ...] = ()
     aging_s: float | None = None
+    moves: bool = False
     why: str = ""
 
     def plan(self, seed: int) -> FleetPlan:
@@ -116,7 +118,8 @@ class Favour:
             plan,
             shares=shares,
             jobs=jobs,
-            incidents=(*plan.incidents, *self._partitions(plan)),
+            incidents=(*plan.incidents, *self._partitions(plan), *self._service_moves(plan)),
+            discovered=plan.discovered or self.moves,
             links=plan.links if self.links is None else self.links,
             redis_rate=plan.redis_rate if self.redis_rate is None else self.redis_rate,
         )
@@ -134,6 +137,11 @@ class Favour:
             for number in range(plan.gateways)
             for _ in range(self.cut_off)
         ]
+
+    def _service_moves(self, plan: FleetPlan) -> list[Incident]:
+        at_s = round(0.3 * plan.safety_s, 3)
+        kind, names = FaultKind.SERVICE_MOVE, [f"service-{number}" for number in range(plan.services)]
+        return [Incident(at_s=at_s, kind=kind, target=name) for name in names] if self.moves else []
 
     def _in_crowd(self, job: PlannedJob, number: int) -> PlannedJob:
         """One after the other, none of them late, failing or for a few workers only."""

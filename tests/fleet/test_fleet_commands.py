@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,20 @@ def test_explore_reports_all_seeds_as_json() -> None:
     assert (report["seeds"], report["jobs"], report["violations"], report["lost"]) == (3, 12, 0, 0)
     assert report["simulated_seconds"] > 30
     assert report["faults_injected"] > 0
+
+
+def test_a_terminated_exploration_says_what_it_found() -> None:
+    """A supervisor's SIGTERM ends it like Ctrl-C: the report is whole, and the exit code says that it was stopped."""
+    command = [sys.executable, "-m", "simulator.cli", "explore", "--seeds", "1000000", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "exploring 1,000,000 seeds\n"
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert set(json.loads(out)) >= KEYS
 
 
 def test_explore_fails_on_unreached_states_when_told_to_judge() -> None:
