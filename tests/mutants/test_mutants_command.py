@@ -15,7 +15,7 @@ def test_a_caught_mutant_is_reported_to_programs() -> None:
     options = ["--only", "health-without-hysteresis", "--seeds", "3", "--processes", "1", "--json"]
     result = CliRunner().invoke(app, ["mutants", *options])
     assert result.exit_code == 0, result.output
-    report = json.loads(result.output)
+    report = json.loads(result.stdout)
     assert (report["mutants"], report["killed"], report["survived"]) == (1, 1, [])
     assert report["seeds_to_kill"] == {"health-without-hysteresis": 1}
     assert report["judges"] == {"health-without-hysteresis": "promises"}
