@@ -63,7 +63,7 @@ class Display:
         if not self._console.is_terminal and time.monotonic() - self._told_s >= LINE_EVERY_S:
             self._told_s = time.monotonic()
             done = f"{exploration.seeds:,} of {_of(self._seeds)}"
-            self._console.print(f"{done}, {_line(exploration)}", highlight=False)
+            self._console.print(f"{done}, {_line(exploration)}", highlight=False, soft_wrap=True)
 
 
 def _of(seeds: int | None) -> str:
