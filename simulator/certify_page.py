@@ -68,7 +68,8 @@ def _head(certificate: Certificate, title: str) -> Iterator[str]:
 
 
 def _metrics(measures: Sequence[Measure]) -> Iterator[str]:
-    yield "<table><thead><tr><th>metric</th><th>target</th><th>measured</th><th>verdict</th></tr></thead><tbody>"
+    yield '<div class="wide"><table>'
+    yield "<thead><tr><th>metric</th><th>target</th><th>measured</th><th>verdict</th></tr></thead><tbody>"
     for measure in measures:
         style = measure.verdict if measure.verdict in (MET, MISSED) else "not"
         row = "" if measure.of_audit else ' class="further"'
@@ -76,7 +77,7 @@ def _metrics(measures: Sequence[Measure]) -> Iterator[str]:
             f"<tr{row}><td>{escape(measure.name)}</td><td>{escape(measure.target)}</td>"
             f'<td>{escape(measure.measured)}</td><td class="{style}">{escape(measure.verdict)}</td></tr>'
         )
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
 
 
 def _findings(certificate: Certificate) -> Iterator[str]:

@@ -120,7 +120,8 @@ _STYLE = (
     "@media(prefers-color-scheme:dark){:root{--dim:#9aa9b8;--line:#3a4652;--good:#5fd08f;--bad:#ff8a80}}"
     "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
     "h1{font-size:1.3rem}.good{color:var(--good)}.bad{color:var(--bad)}.verdict{font-weight:600}"
-    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.5rem}dt{color:var(--dim)}dd{margin:0}"
+    "dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.5rem}"
+    "dt{color:var(--dim)}dd{margin:0;overflow-wrap:anywhere}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;margin:1rem 0}"
     "th,td{text-align:left;padding:.3rem 1.2rem .3rem 0;border-bottom:1px solid var(--line);white-space:nowrap}"
     "td:last-child{white-space:normal;min-width:16rem}"
@@ -149,7 +150,7 @@ def _page(status: Mapping[str, Any], reasons: list[str]) -> str:
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>gateway: {_text(ready)}</title><style>{_STYLE}</style>"
         f'<h1>gateway</h1><p class="verdict {"bad" if reasons else "good"}">{_text(ready)}</p>'
         f"<dl>{facts}</dl>{_table(status['workers'])}"

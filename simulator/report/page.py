@@ -19,13 +19,14 @@ WIDTH_MIN_PX = 1080.0
 PX_PER_S_MIN = 6.0
 ROW_PX = 16
 AXIS_PX = 22
-#: Room for a label, in pixels per character of the small font.
-CHAR_PX = 5.6
+#: Room for a label, in pixels per character of the small font, measured with a wide one (DejaVu Sans).
+CHAR_PX = 6.0
 #: Distances of the axis' lines that are tried, seconds; the first that leaves so many pixels is taken.
 STEPS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
 STEP_PX_MIN = 70
-#: Gateways' hues in degrees, far apart; further gateways start again.
-HUES = (212, 28, 278, 160, 330, 190, 52, 250)
+#: Gateways' hues in degrees, far apart, each with a lightness in percent at which both a white label on it and the bar
+#: itself on dark paper are easy to see; further gateways start again.
+COLOURS = ((212, 48), (28, 40), (278, 56), (160, 31), (330, 51), (190, 35), (52, 31), (250, 61))
 
 
 def page(run: Run) -> str:
@@ -33,7 +34,7 @@ def page(run: Run) -> str:
     story = story_of(run)
     scale = max(PX_PER_S_MIN, WIDTH_MIN_PX / max(story.end_s, 1.0))
     names = [lane.name for lane in story.groups["gateways"]]
-    colours = {name: f"hsl({HUES[index % len(HUES)]} 62% 45%)" for index, name in enumerate(names)}
+    colours = {name: _colour(number) for number, name in enumerate(names)}
     chart = _Chart(story, scale, colours)
     seed = run.outcome.plan.seed
     return "\n".join(
@@ -53,6 +54,11 @@ def page(run: Run) -> str:
             "</body></html>\n",
         ]
     )
+
+
+def _colour(number: int) -> str:
+    hue, lightness = COLOURS[number % len(COLOURS)]
+    return f"hsl({hue} 62% {lightness}%)"
 
 
 def _head(run: Run) -> Iterator[str]:
@@ -88,8 +94,8 @@ def _legend(colours: dict[str, str]) -> Iterator[str]:
     entries += [
         ("background:var(--life)", "process alive"),
         ("background:var(--wait)", "job pending"),
-        ("border:1px dashed var(--wait)", "job scheduled"),
-        ("border:1px dotted var(--wait)", "job waiting for its parents"),
+        ("border:1px dashed var(--dim)", "job scheduled"),
+        ("border:1px dotted var(--dim)", "job waiting for its parents"),
         (
             "background:color-mix(in srgb, var(--fault) 28%, transparent);border:1px solid var(--fault)",
             "fault",
@@ -97,7 +103,7 @@ def _legend(colours: dict[str, str]) -> Iterator[str]:
         ("background:var(--good);width:.75em;border-radius:50%", "completed"),
         ("background:var(--fault);width:.75em;border-radius:50%", "dead"),
         ("background:var(--warn);width:.75em;border-radius:50%", "cancelled"),
-        ("border-left:2px dashed var(--good);width:0", "the world heals"),
+        ("border-left:2px dashed var(--good);width:0;height:1em", "the world heals"),
     ]
     spans = "".join(f'<span><i style="{style}"></i>{escape(text)}</span>' for style, text in entries)
     yield f'<div class="legend">{spans}</div>'
@@ -175,7 +181,7 @@ class _Chart:
         fits = int((width - 4) / CHAR_PX)
         # A worker or job cut short says nothing; the title tells it all.
         if bar.kind != "life" and (fits >= len(bar.label) or (bar.kind == "fault" and fits > 4)):
-            shown = bar.label if len(bar.label) <= fits else bar.label[: fits - 1] + "…"
+            shown = bar.label if len(bar.label) <= fits else bar.label[: fits - 2] + "…"
             look = ' class="on"' if owned else ""
             text = f'<text{look} x="{x + 3}" y="{top + height - 4}">{escape(shown)}</text>'
         return (
