@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,6 +45,8 @@ def register(app: typer.Typer) -> None:
         epilog=(
             "[bold]Examples[/bold]\n\n"
             "simulator explore --seeds 200 --processes 4\n\n"
+            "[dim]# A minute of fleets that nobody has seen, as the checks do it[/dim]\n\n"
+            "simulator explore --fresh --budget-s 60\n\n"
             "[dim]# Over night, eight hours, to the first failure[/dim]\n\n"
             "simulator explore --until-failure --budget-s 28800 --processes 8\n\n"
             f"[bold]Exit codes[/bold]\n\n{CODES}"
@@ -122,9 +125,15 @@ def _write(file: Path, text: str) -> None:
 def explore(
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help=f"How many seeds; {SEEDS_DEFAULT} if unsaid, endless with --until-failure."),
+        typer.Option(
+            min=1,
+            help=f"How many seeds; {SEEDS_DEFAULT} if unsaid, endless with --until-failure or --budget-s.",
+        ),
     ] = None,
-    start: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    start: Annotated[int | None, typer.Option(min=0, help="The first seed; 0 if unsaid.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start at a seed that nobody has run before: the current time.")
+    ] = False,
     gateways: Gateways = 3,
     services: Services = 2,
     jobs: Jobs = 20,
@@ -148,10 +157,14 @@ def explore(
     from simulator.progress import Display, conclusion
 
     size = exploring.Size(gateways=gateways, services=services, jobs=jobs)
-    count = seeds if seeds is not None or until_failure else SEEDS_DEFAULT
+    if fresh and start is not None:
+        raise _refuse("--fresh chooses the first seed itself: leave out --start")
+    first = int(time.time()) if fresh else start or 0
+    endless = until_failure or budget_s is not None
+    count = seeds if seeds is not None or endless else SEEDS_DEFAULT
     exploration = exploring.Exploration(size)
     interrupted = False
-    display = Display(exploration, count)
+    display = Display(exploration, count, first)
 
     def take(result: exploring.SeedResult) -> bool:
         display.add(result)
@@ -160,7 +173,7 @@ def explore(
     try:
         with _terminable(), display:
             exploring.explore(
-                size, _seeds(start, count), processes=processes, on_result=take, budget_s=budget_s
+                size, _seeds(first, count), processes=processes, on_result=take, budget_s=budget_s
             )
     except KeyboardInterrupt:
         interrupted = True

@@ -23,11 +23,13 @@ class Display:
     Args:
         exploration: what is added up.
         seeds: how many there will be; None for no end.
+        first: the first of them.
     """
 
-    def __init__(self, exploration: Exploration, seeds: int | None) -> None:
+    def __init__(self, exploration: Exploration, seeds: int | None, first: int) -> None:
         self._exploration = exploration
         self._seeds = seeds
+        self._first = first
         console = Console(stderr=True)
         self._console = console
         self._live = Progress(
@@ -45,7 +47,7 @@ class Display:
     def __enter__(self) -> Self:
         self._live.start()
         if not self._console.is_terminal:
-            self._console.print(f"exploring {_of(self._seeds)}", highlight=False)
+            self._console.print(f"exploring {_of(self._seeds)} from {self._first} on", highlight=False)
         return self
 
     def __exit__(

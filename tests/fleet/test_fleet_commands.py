@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,11 +55,24 @@ def test_a_terminated_exploration_says_what_it_found() -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == "exploring 1,000,000 seeds\n"
+        assert process.stderr.readline() == "exploring 1,000,000 seeds from 0 on\n"
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert set(json.loads(out)) >= KEYS
+
+
+def test_fresh_seeds_are_the_time() -> None:
+    """Nobody chose them, the first line names the first one, and choosing one as well is refused."""
+    before = int(time.time())
+    done = call("explore", "--fresh", "--seeds", "1", "--jobs", "1", "--gateways", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    words = done.stderr.splitlines()[0].split()
+    assert words[:4] == ["exploring", "1", "seeds", "from"]
+    assert before <= int(words[4]) <= time.time()
+    refused = call("explore", "--fresh", "--start", "7")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("simulator: --fresh chooses")
 
 
 def test_explore_fails_on_unreached_states_when_told_to_judge() -> None:
