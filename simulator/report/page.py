@@ -77,8 +77,8 @@ def _head(run: Run) -> Iterator[str]:
     yield (
         f'<p class="facts"><b>{outcome.jobs}</b> jobs planned; <b>{outcome.completed}</b> completed, '
         f"<b>{outcome.dead}</b> dead, <b>{outcome.cancelled}</b> cancelled, <b>{outcome.lost}</b> lost · "
-        f"<b>{outcome.simulated_s:g}</b> simulated seconds · {plan.gateways} gateways, {plan.services} services, "
-        f"{plan.slots} slots · lease {plan.lease_s:g} s</p>"
+        f"<b>{outcome.simulated_s:g}</b> simulated seconds · gateways: {plan.gateways}, services: {plan.services}, "
+        f"slots: {plan.slots} · lease {plan.lease_s:g} s</p>"
     )
     yield f'<p class="facts">Faults: {_counts(outcome.faults)}</p>'
     yield f'<p class="facts">Reached: {_counts(outcome.marks)}</p>'
