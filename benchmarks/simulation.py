@@ -129,4 +129,4 @@ def render(report: Report) -> str:
             f"{figures['simulated_seconds_per_cpu_second']:8.1f} per processor second "
             f"({what}; {figures['runs']} runs, {figures['completed']} jobs completed)"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
