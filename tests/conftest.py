@@ -15,6 +15,10 @@ import hypothesis
 import pytest
 import trio
 
+# A shell starts what it runs in the background with Ctrl-C ignored, and every process below inherits that; tests send it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["tests.support.fixtures"]
 
 #: No test needs longer; below faulthandler_timeout, so that a test that resists still leaves its stacks.
