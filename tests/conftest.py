@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import trio
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and every process below inherits that; tests send it.
+# A shell starts what it puts into the background with Ctrl-C ignored; processes below inherit that, but tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
