@@ -61,7 +61,7 @@ class Display:
         exploration = self._exploration
         exploration.add(result)
         exploration.elapsed_s = time.monotonic() - self._begun_s
-        self._live.update(self._task, advance=1, description=_line(exploration))
+        self._live.update(self._task, advance=1, description=_short(exploration))
         if not self._console.is_terminal and time.monotonic() - self._told_s >= LINE_EVERY_S:
             self._told_s = time.monotonic()
             done = f"{exploration.seeds:,} of {_of(self._seeds)}"
@@ -70,6 +70,13 @@ class Display:
 
 def _of(seeds: int | None) -> str:
     return "seeds without end" if seeds is None else f"{seeds:,} seeds"
+
+
+def _short(exploration: Exploration) -> str:
+    """What fits beside a bar on a terminal of 80 columns."""
+    elapsed_s = max(exploration.elapsed_s, 0.001)
+    failed = sum(exploration.failed.values())
+    return f"{exploration.simulated_s / elapsed_s:,.0f} simulated s per s, {failed} failed"
 
 
 def _line(exploration: Exploration) -> str:
