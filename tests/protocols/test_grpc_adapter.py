@@ -284,6 +284,45 @@ async def test_a_taken_port_is_an_error(serve_calls: ServeCalls) -> None:
     assert caught.value.errno == errno.EADDRINUSE
 
 
+def test_a_peer_that_stops_is_no_line_of_the_library() -> None:
+    """A fault tells the caller; the library's core writes nothing past the process's own log."""
+    program = """
+import trio
+from protocols.base import Endpoint
+from protocols.errors import ProtocolError
+from protocols.grpc import GRPCAdapter
+from protocols.grpc_server import serve_grpc
+from tests.protocols.test_grpc_adapter import HANG, messages, service
+
+async def serve(scope, task_status):
+    with scope:
+        await serve_grpc(service, task_status=task_status)
+
+async def call(adapter, ended):
+    try:
+        await adapter.call(HANG, messages.SubmitRequest())
+    except ProtocolError:
+        ended.set()
+
+async def main():
+    scope, ended = trio.CancelScope(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        handle = await nursery.start(lambda task_status: serve(scope, task_status))
+        async with GRPCAdapter(Endpoint.parse(handle.url)) as adapter:
+            nursery.start_soon(call, adapter, ended)
+            while not handle.statistics.active:
+                await trio.sleep(0.01)
+            scope.cancel()
+            await ended.wait()
+
+trio.run(main)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_process_that_used_grpc_ends_cleanly() -> None:
     """Nothing is left that delays the end of a process or writes to its standard error."""
     program = """
