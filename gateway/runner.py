@@ -93,6 +93,10 @@ class _Attempt:
         """The registry's id of the instance that does the work; empty when it is not from there."""
         return self.home.place.service_id if self.at_home else self.foreign_id
 
+    def named(self, name: str) -> Reference:
+        """What the store is to keep of work that the connector's instance knows by this name."""
+        return Reference(self.connector.key, self.endpoint, name, self.service_id)
+
     @property
     def worker(self) -> Worker:
         return self.home.worker
@@ -249,10 +253,10 @@ class JobRunner:
 
     def _prepare(self, attempt: _Attempt, reference: Reference | None) -> RunningJob:
         """The context under which the attempt's connector sees the job."""
-        worker, grant, connector = attempt.worker, attempt.grant, attempt.connector
+        worker, grant = attempt.worker, attempt.grant
         endpoint = attempt.endpoint
         if reference is None:
-            reference = Reference(connector.key, endpoint, reference_name(grant), attempt.service_id)
+            reference = attempt.named(reference_name(grant))
         routing = {
             HEADER_WORKER: worker.worker_id,
             HEADER_EPOCH: str(grant.epoch),
@@ -313,9 +317,7 @@ class JobRunner:
         """Hand the job to the worker's own instance, its reference stored first."""
         connector = attempt.connector = attempt.home.connector
         name = reference_name(attempt.grant, fresh=finding is Finding.RUN_FRESH)
-        job = self._prepare(
-            attempt, Reference(connector.key, attempt.home.url, name, attempt.home.place.service_id)
-        )
+        job = self._prepare(attempt, attempt.named(name))
         if connector.capabilities.query or connector.capabilities.cancel:
             await job.store_reference()
         with attempt.observer.service_call("run"):
@@ -422,7 +424,7 @@ class JobRunner:
         """
         if not attempt.connector.capabilities.reattach or attempt.job is None:
             return False
-        ours = Reference(attempt.connector.key, attempt.endpoint, attempt.job.reference, attempt.service_id)
+        ours = attempt.named(attempt.job.reference)
         try:
             with trio.move_on_after(self._config.cancel_timeout_s):
                 view = (await self._store.inspect([attempt.grant.job_id]))[0]

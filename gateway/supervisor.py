@@ -154,7 +154,6 @@ class Gateway:
             every_s=config.limits.worker_ttl_s / 3,
         )
         self.intake = self._intake()
-        self.runner = self._runner()
         self.binder = Binder(
             self.workers,
             self.store,
@@ -169,6 +168,7 @@ class Gateway:
             ),
             on_change=self._endpoints_changed,
         )
+        self.runner = self._runner()
         self.reloader = Reloader(config)
         self.reloader.on(("workers", "*", "slots"), self._take_slots)
         self.reloader.on(("limits",), self._take_limits)
@@ -293,7 +293,7 @@ class Gateway:
             self.pump,
             self.seams.observer,
             make_connector=lambda key, url, worker: self._connector(key, url, worker, worker.worker_id),
-            address_of=lambda service_id: self.binder.address_of(service_id),
+            address_of=self.binder.address_of,
             retry=self.config.retry.policy(),
             config=self.config.runner,
             result_bytes_max=self.config.limits.result_bytes_max,

@@ -27,7 +27,6 @@ from simulator.redis_core import TwinSocket
 
 #: Redis time of a simulation's first moment: 2026-01-01, in seconds. Any constant does; a fixed one replays.
 EPOCH_S = 1_767_225_600.0
-READ_BYTES = 64 * 1024
 #: Version that HELLO names; clients then use the calls that every supported server has.
 VERSION = (7, 0)
 

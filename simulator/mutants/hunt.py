@@ -20,7 +20,7 @@ from simulator.mutants.model import Judge, Mutant
 from simulator.plan import FleetPlan
 from simulator.run import Outcome, simulate
 
-#: Longest hunt of one mutant, wall-clock seconds: 200 seeds take about 400 s of one undisturbed core.
+#: Longest hunt of one mutant, wall-clock seconds: 200 seeds take about 100 s of one undisturbed core.
 MUTANT_LIMIT_S = 1200.0
 #: Longest single run: a mutant may hang, and under a jumping clock a hang spins for ever.
 RUN_LIMIT_S = 120.0
